@@ -1,0 +1,26 @@
+"""The Kullback-Leibler divergence for JAX: accurate to the last digits, proven and fast."""
+
+from kljax import special as special
+from kljax._record import param as param
+from kljax._record import record as record
+from kljax.distribution import check as check
+from kljax.distribution import covariance as covariance
+from kljax.distribution import cross_entropy as cross_entropy
+from kljax.distribution import entropy as entropy
+from kljax.distribution import log_prob as log_prob
+from kljax.distribution import mean as mean
+from kljax.distribution import register_distribution as register_distribution
+from kljax.distribution import sample as sample
+from kljax.distribution import variance as variance
+from kljax.divergence import ClosedForm as ClosedForm
+from kljax.divergence import closed_forms as closed_forms
+from kljax.divergence import kl_divergence as kl_divergence
+from kljax.divergence import kl_terms as kl_terms
+from kljax.divergence import register_kl as register_kl
+from kljax.families.gaussian import GaussianTerms as GaussianTerms
+from kljax.families.gaussian import MultivariateNormal as MultivariateNormal
+from kljax.families.gaussian import MultivariateNormalDiag as MultivariateNormalDiag
+from kljax.families.gaussian import Normal as Normal
+from kljax.families.gaussian import standard_normal as standard_normal
+
+__version__ = "0.1.0"

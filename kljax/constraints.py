@@ -1,0 +1,71 @@
+"""What a valid parameter satisfies: one test, used by rules (nan) and by `check` (words)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from kljax import linalg
+
+
+class Constraint(NamedTuple):
+    """A requirement on one event's array.
+
+    Attributes:
+        requirement: completes the sentence "it must ...".
+        invalid: the cheap part of the test, applied inside every rule, where a true entry
+            turns the result into nan; None where invalid values give nan by themselves.
+        violated: the whole test, for `check`; a true entry is a violation.
+    """
+
+    requirement: str
+    invalid: Callable[[Array], Array] | None
+    violated: Callable[[Array], Array]
+
+
+def _not_finite(x: Array) -> Array:
+    return ~jnp.isfinite(x)
+
+
+def _not_positive(x: Array) -> Array:
+    return ~(x > 0)
+
+
+def _not_lower_triangular(x: Array) -> Array:
+    """One answer for the matrix: an entry above the diagonal, or a diagonal not positive."""
+    return jnp.any(jnp.triu(x, 1) != 0) | ~jnp.all(linalg.diagonal(x) > 0)
+
+
+def _not_symmetric(x: Array) -> Array:
+    """Asymmetry beyond rounding and finite differences, on the scale of the diagonal."""
+    scale = jnp.sqrt(jnp.abs(linalg.diagonal(x)))
+    return jnp.any(jnp.abs(x - x.T) > 1e-3 * scale[:, None] * scale[None, :])
+
+
+def _not_positive_definite(x: Array) -> Array:
+    factor = linalg.cholesky(linalg.symmetrize(x))
+    return _not_symmetric(x) | ~jnp.all(jnp.isfinite(factor))
+
+
+CONSTRAINTS: dict[str, Constraint] = {
+    "real": Constraint("be finite", None, _not_finite),
+    "positive": Constraint(
+        "be positive and finite",
+        _not_positive,
+        lambda x: _not_positive(x) | _not_finite(x),
+    ),
+    "lower_triangular": Constraint(
+        "be finite and lower triangular with a positive diagonal (jnp.tril drops what is "
+        "above the diagonal, linalg.cholesky factorizes a covariance matrix)",
+        _not_lower_triangular,
+        lambda x: _not_lower_triangular(x) | jnp.any(_not_finite(x)),
+    ),
+    "positive_definite": Constraint(
+        "be finite, symmetric and positive definite",
+        _not_symmetric,
+        _not_positive_definite,
+    ),
+}

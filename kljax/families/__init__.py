@@ -1,0 +1,1 @@
+"""Families of distributions: parameters, densities, samples and KL rules, one file each."""

@@ -1,0 +1,186 @@
+"""Triangular algebra on one event, written out in array operations that batch under `vmap`.
+
+No LAPACK call: on a two-thread CPU pool, two batched LAPACK calls of one program can wait
+for each other for ever (seen with jaxlib 0.10.2). Blocks of up to `BLOCK` rows are unrolled,
+larger matrices are products of such blocks.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+BLOCK = 16
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Product in full precision (accelerators default to fewer bits)."""
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def diagonal(a: Array) -> Array:
+    """The diagonal by a masked sum: unlike a gather, it has a cheap transpose."""
+    return jnp.sum(jnp.where(jnp.eye(a.shape[0], dtype=bool), a, 0), axis=1)
+
+
+def strict_lower(a: Array) -> Array:
+    return jnp.tril(a, -1)
+
+
+def symmetrize(a: Array) -> Array:
+    return 0.5 * a + 0.5 * a.T
+
+
+def lower_half(a: Array) -> Array:
+    """The lower triangular X with X + X^T = a, for symmetric a."""
+    return strict_lower(a) + jnp.diag(0.5 * diagonal(a))
+
+
+def flip(a: Array) -> Array:
+    """Both axes reversed: turns the transpose of a lower triangle into a lower triangle."""
+    return lax.rev(a, (0, 1))
+
+
+def solve_lower(lower: Array, b: Array) -> Array:
+    """lower^-1 b, for lower (d, d) lower triangular and b (d, m)."""
+    lower = jnp.tril(lower)
+    return lax.custom_linear_solve(
+        lambda x: matmul(lower, x),
+        b,
+        solve=lambda _, y: _substitute(lower, y),
+        transpose_solve=lambda _, y: _substitute_transposed(lower, y),
+    )
+
+
+def solve_lower_transposed(lower: Array, b: Array) -> Array:
+    """lower^-T b."""
+    lower = jnp.tril(lower)
+    return lax.custom_linear_solve(
+        lambda x: matmul(lower.T, x),
+        b,
+        solve=lambda _, y: _substitute_transposed(lower, y),
+        transpose_solve=lambda _, y: _substitute(lower, y),
+    )
+
+
+def solve_lower_right(lower: Array, b: Array) -> Array:
+    """b lower^-1, for b (m, d)."""
+    return solve_lower_transposed(lower, b.T).T
+
+
+def whiten_both(lower: Array, symmetric: Array) -> Array:
+    """lower^-1 symmetric lower^-T."""
+    return symmetrize(solve_lower(lower, solve_lower(lower, symmetric).T))
+
+
+def _substitute_transposed(lower: Array, b: Array) -> Array:
+    return lax.rev(_substitute(flip(lower.T), lax.rev(b, (0,))), (0,))
+
+
+def _substitute(lower: Array, b: Array) -> Array:
+    """Forward substitution: row by row in one block, else block by block.
+
+    Diagonal blocks are inverted side by side, so the unrolled part does not grow with size.
+    """
+    size = lower.shape[0]
+    if size <= BLOCK:
+        return _substitute_rows(lower, b)
+    count = -(-size // BLOCK)
+    lower, b = _pad_identity(lower, count * BLOCK), _pad_rows(b, count * BLOCK)
+    diagonal_blocks = jnp.stack(
+        [
+            lower[i : i + BLOCK, i : i + BLOCK]
+            for i in range(0, count * BLOCK, BLOCK)
+        ]
+    )
+    inverses = jax.vmap(_substitute_rows, in_axes=(0, None))(
+        diagonal_blocks, jnp.eye(BLOCK, dtype=lower.dtype)
+    )
+    blocks: list[Array] = []
+    for i in range(count):
+        here = slice(i * BLOCK, (i + 1) * BLOCK)
+        rest = b[here]
+        if blocks:
+            rest = rest - matmul(lower[here, : i * BLOCK], jnp.concatenate(blocks))
+        block = matmul(inverses[i], rest)
+        # One refinement: a product with an inverse has a larger residual than a solve.
+        block = block + matmul(inverses[i], rest - matmul(diagonal_blocks[i], block))
+        blocks.append(block)
+    return jnp.concatenate(blocks)[:size]
+
+
+def _pad_rows(b: Array, size: int) -> Array:
+    return jnp.pad(b, ((0, size - b.shape[0]), (0, 0)))
+
+
+def _pad_identity(a: Array, size: int) -> Array:
+    """a in the upper left corner, the identity below."""
+    extra = size - a.shape[0]
+    ones = jnp.concatenate([jnp.zeros(a.shape[0], a.dtype), jnp.ones(extra, a.dtype)])
+    return jnp.pad(a, ((0, extra), (0, extra))) + jnp.diag(ones)
+
+
+def _substitute_rows(lower: Array, b: Array) -> Array:
+    rows: list[Array] = []
+    for i in range(lower.shape[0]):
+        row = b[i]
+        for j in range(i):
+            row = row - lower[i, j] * rows[j]
+        rows.append(row / lower[i, i])
+    return jnp.stack(rows) if rows else b
+
+
+@jax.custom_jvp
+def cholesky(a: Array) -> Array:
+    """The lower triangular L with L L^T = a; nan where a is not positive definite.
+
+    Scaled to a unit diagonal first, then factorized as a deviation from the identity.
+    """
+    eye = jnp.eye(a.shape[0], dtype=a.dtype)
+    root = jnp.sqrt(diagonal(a))
+    inverse = 1 / root
+    deviation = (a * inverse[:, None]) * inverse[None, :]
+    deviation = jnp.where(eye > 0, 0, deviation)
+    return root[:, None] * (eye + cholesky_deviation(deviation))
+
+
+@cholesky.defjvp
+def _cholesky_jvp(primals, tangents):
+    (a,), (da,) = primals, tangents
+    factor = cholesky(a)
+    return factor, matmul(factor, lower_half(whiten_both(factor, da)))
+
+
+def cholesky_deviation(s: Array) -> Array:
+    """The lower triangular E with (I + E)(I + E)^T = I + s, to the relative accuracy of s.
+
+    The Cholesky recursion in deviations from the identity: with pivot 1 + u the diagonal is
+    sqrt(1 + u) - 1 = u / (1 + sqrt(1 + u)), so nothing near 1 is ever formed and rounded.
+    """
+    size = s.shape[0]
+    if size <= BLOCK:
+        return _cholesky_deviation_columns(s)
+    first = _cholesky_deviation_columns(s[:BLOCK, :BLOCK])
+    factor = first + jnp.eye(BLOCK, dtype=s.dtype)
+    below = _substitute(factor, s[:BLOCK, BLOCK:]).T
+    rest = cholesky_deviation(s[BLOCK:, BLOCK:] - matmul(below, below.T))
+    top = jnp.pad(first, ((0, 0), (0, size - BLOCK)))
+    return jnp.concatenate([top, jnp.concatenate([below, rest], axis=1)])
+
+
+def _cholesky_deviation_columns(s: Array) -> Array:
+    size = s.shape[0]
+    columns: list[Array] = []
+    for j in range(size):
+        rest = s[j:, j]
+        for i, column in enumerate(columns):
+            rest = rest - column[j - i :] * column[j - i]
+        pivot = jnp.where(rest[0] > -1, rest[0], jnp.nan)
+        diagonal_entry = pivot / (1 + jnp.sqrt(1 + pivot))
+        columns.append(
+            jnp.concatenate([diagonal_entry[None], rest[1:] / (1 + diagonal_entry)])
+        )
+    if not columns:
+        return s
+    return jnp.stack([jnp.pad(c, (j, 0)) for j, c in enumerate(columns)], axis=1)
