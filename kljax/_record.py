@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import Array
+from jax.core import Tracer
 
 from kljax.constraints import CONSTRAINTS, Constraint
 
 _T = TypeVar("_T")
+
+# What a field holds: an array in every rule, anything that becomes one when constructed.
+Parameter = Array | Any
 
 
 def param(
@@ -21,7 +25,8 @@ def param(
     *,
     constraint: str = "real",
     one_of: str | None = None,
-    keyword: bool = False,
+    default: Any = dataclasses.MISSING,
+    kw_only: bool = False,
 ) -> Any:
     """Declares a parameter field of a record.
 
@@ -29,22 +34,23 @@ def param(
         event: names of the axes that one event needs, separated by spaces: `""` for a
             scalar, `"d"` for a vector, `"d d"` for a square matrix. Axes of one name
             have one size, within a record and between q and p.
-        constraint: what a valid value satisfies, a key of `kljax.constraints.CONSTRAINTS`.
-        one_of: name of a group of alternatives; exactly one field of it is given.
-        keyword: whether the field is given by keyword only.
+        constraint: what a valid value satisfies: `"real"`, `"positive"`,
+            `"lower_triangular"` or `"positive_definite"`.
+        one_of: name of a group of alternatives; exactly one field of it is given, so
+            these fields have the default None.
+        default: as for a dataclass field.
+        kw_only: as for a dataclass field.
     """
     if constraint not in CONSTRAINTS:
         raise ValueError(
-            f"param got constraint={constraint!r}; it must be one of {sorted(CONSTRAINTS)}."
+            f"param got constraint={constraint!r}; it must be one of {', '.join(CONSTRAINTS)}."
         )
     metadata = {
         "event": tuple(event.split()),
         "constraint": CONSTRAINTS[constraint],
         "one_of": one_of,
     }
-    if one_of is None:
-        return dataclasses.field(metadata=metadata, kw_only=keyword)
-    return dataclasses.field(default=None, metadata=metadata, kw_only=keyword)
+    return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(param,))
@@ -83,6 +89,15 @@ def is_record(x: Any) -> bool:
     return is_family(type(x))
 
 
+def describe(x: Any) -> str:
+    """What was given in place of a distribution."""
+    if isinstance(x, type):
+        return f"the class {x.__name__} (call it with its parameters)"
+    if isinstance(x, jax.Array):
+        return f"an array of shape {x.shape}"
+    return f"a {type(x).__name__}"
+
+
 class Argument(NamedTuple):
     """One array of a call: its name for messages, its value and its event axes."""
 
@@ -96,15 +111,15 @@ class Argument(NamedTuple):
         return self.value.shape[: self.value.ndim - len(self.event)]
 
 
-def _as_array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
     """Converts numbers, lists and integers; refuses what is not a real number."""
     try:
         array = jnp.asarray(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise TypeError(
-            f"{name} must be a number or an array of numbers; got {type(value).__name__}."
+            f"{name} must be a number or an array of numbers; got a {type(value).__name__}."
         ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating) and not _is_key(array):
+    if not jnp.issubdtype(array.dtype, jnp.floating) and not is_key(array):
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise TypeError(
                 f"{name} has dtype {array.dtype}; parameters are real numbers, so give "
@@ -140,14 +155,14 @@ def arguments_of(name: str, x: Any) -> list[Argument]:
         label = f"{name}.{field.name}"
         event = field.metadata["event"]
         arguments.append(
-            Argument(label, _as_array(label, value), event, field.metadata["constraint"])
+            Argument(label, as_array(label, value), event, field.metadata["constraint"])
         )
     for argument in arguments:
-        _check_rank(argument)
+        check_rank(argument)
     return arguments
 
 
-def _check_rank(argument: Argument) -> None:
+def check_rank(argument: Argument) -> None:
     name, value, event, _ = argument
     if value.ndim < len(event):
         raise ValueError(
@@ -165,16 +180,14 @@ def _axes(event: tuple[str, ...]) -> str:
     return "(" + ", ".join(event) + ("," if len(event) == 1 else "") + ")"
 
 
-def _check_event_sizes(arguments: Sequence[Argument]) -> None:
+def check_event_sizes(arguments: Sequence[Argument]) -> None:
     """Axes of one name have one size; an event axis is never broadcast in silence."""
     seen: dict[str, Argument] = {}
     for argument in arguments:
         sizes = argument.value.shape[len(argument.batch_shape) :]
         for axis, size in zip(argument.event, sizes, strict=True):
             first = seen.setdefault(axis, argument)
-            expected = first.value.shape[
-                len(first.batch_shape) + first.event.index(axis)
-            ]
+            expected = first.value.shape[len(first.batch_shape) + first.event.index(axis)]
             if size != expected:
                 raise ValueError(
                     f"{argument.name} has event size {size} (shape {argument.value.shape}) "
@@ -190,140 +203,45 @@ def broadcast_batch_shapes(arguments: Sequence[Argument]) -> tuple[int, ...]:
         return jnp.broadcast_shapes(*(a.batch_shape for a in arguments))
     except ValueError as error:
         shapes = ", ".join(f"{a.name} {a.batch_shape}" for a in arguments)
-        raise ValueError(
-            f"the batch shapes do not broadcast together: {shapes}."
-        ) from error
+        raise ValueError(f"the batch shapes do not broadcast together: {shapes}.") from error
 
 
-def _computing_dtype(arguments: Sequence[Argument]) -> Any:
+def computing_dtype(arguments: Sequence[Argument]) -> Any:
     """At least float32: half precision inputs are accumulated in single precision."""
-    numbers = [a.value for a in arguments if not _is_key(a.value)]
+    numbers = [a.value for a in arguments if not is_key(a.value)]
     return jnp.promote_types(jnp.result_type(*numbers), jnp.float32)
 
 
-def _is_key(x: Array) -> bool:
+def is_key(x: Array) -> bool:
     return jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def _poison(argument: Argument) -> Array:
-    """nan in place of an invalid value, in the value and in its gradient.
-
-    A product, since `where(valid, x, nan)` would give an invalid value a gradient of 0.
-    """
-    invalid = argument.constraint.invalid
-    if invalid is None:
-        return argument.value
-    mark = jnp.where(invalid(argument.value), jnp.nan, 1.0).astype(argument.value.dtype)
-    return argument.value * mark
+def check_values(x: Any) -> None:
+    """Raises, or under checkify records, the first invalid parameter of a record."""
+    arguments = arguments_of(type(x).__name__, x)
+    check_event_sizes(arguments)
+    broadcast_batch_shapes(arguments)
+    for argument in arguments:
+        _check_value(argument)
 
 
-def over_batches(
-    rule: Callable[..., Any],
-    records: dict[str, Any],
-    arrays: Sequence[Argument] = (),
-    *,
-    precision: str = "default",
-) -> Any:
-    """Applies a rule that sees one event to records and arrays with batch axes.
+def _check_value(argument: Argument) -> None:
+    violated = argument.constraint.violated
+    values = argument.value.astype(computing_dtype([argument]))
+    for _ in argument.batch_shape:
+        violated = jax.vmap(violated)
+    found = violated(values)
+    sentence = f"{argument.name} must {argument.constraint.requirement}"
+    if isinstance(found, Tracer):
+        # Here, since importing checkify costs time that most users never need.
+        from jax.experimental import checkify
 
-    Args:
-        rule: function of one-event records (in the order of `records`) and of one-event
-            arrays (in the order of `arrays`), returning a pytree of arrays.
-        records: records by the names that messages use.
-        arrays: further arguments, such as the point at which a density is asked.
-        precision: `"high"` evaluates the rule and its derivatives in float64.
-
-    Returns:
-        What `rule` returns, with the broadcast batch shape in front of every array.
-    """
-    arguments: list[Argument] = []
-    owners: list[str | None] = []
-    for name, x in records.items():
-        own = arguments_of(name, x)
-        arguments += own
-        owners += [name] * len(own)
-    for array in arrays:
-        array = array._replace(value=_as_array(array.name, array.value))
-        _check_rank(array)
-        arguments.append(array)
-        owners.append(None)
-    _check_event_sizes(arguments)
-    batch = broadcast_batch_shapes(arguments)
-    dtype = _computing_dtype(arguments)
-
-    def one_event(*values: Array) -> Any:
-        rebuilt: dict[str, dict[str, Array]] = {name: {} for name in records}
-        rest: list[Array] = []
-        for argument, owner, value in zip(arguments, owners, values, strict=True):
-            value = _poison(argument._replace(value=value))
-            if owner is None:
-                rest.append(value)
-            else:
-                rebuilt[owner][argument.name.removeprefix(f"{owner}.")] = value
-        events = [type(x)(**rebuilt[name]) for name, x in records.items()]
-        return rule(*events, *rest)
-
-    values = [a.value if _is_key(a.value) else a.value.astype(dtype) for a in arguments]
-    if precision == "high":
-        one_event = in_float64(one_event)
-    return _vectorize(one_event, values, [a.batch_shape for a in arguments], batch)
-
-
-def _vectorize(
-    function: Callable[..., Any],
-    values: Sequence[Array],
-    batch_shapes: Sequence[tuple[int, ...]],
-    batch: tuple[int, ...],
-) -> Any:
-    """`vmap` once an axis; what lacks an axis, or has size 1 there, stays unbatched.
-
-    So a single p against many q is factorized once, not once a q.
-    """
-    padded = [(1,) * (len(batch) - len(s)) + s for s in batch_shapes]
-    mapped = [
-        i for i in range(len(batch)) if any(shape[i] != 1 for shape in padded)
-    ]
-    squeezed = []
-    for value, own, shape in zip(values, batch_shapes, padded, strict=True):
-        kept = tuple(shape[i] for i in mapped if shape[i] != 1)
-        squeezed.append(value.reshape(kept + value.shape[len(own) :]))
-    for axis in reversed(mapped):
-        in_axes = tuple(0 if shape[axis] != 1 else None for shape in padded)
-        function = jax.vmap(function, in_axes=in_axes)
-    out = function(*squeezed)
-    return jax.tree.map(lambda x: x.reshape(batch + x.shape[len(mapped) :]), out)
-
-
-def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function and all its derivatives computed in float64, results rounded once.
-
-    A rule with whole Jacobians, because a transposed program would be traced outside of the
-    float64 context and fall back to single precision.
-    """
-
-    @jax.custom_jvp
-    def wrapped(*values: Array) -> Any:
-        dtype = values[0].dtype
-        with jax.enable_x64(True):
-            out = function(*(lax.convert_element_type(v, np.float64) for v in values))
-            return jax.tree.map(lambda x: lax.convert_element_type(x, dtype), out)
-
-    @wrapped.defjvp
-    def _jvp(primals, tangents):
-        jacobian = in_float64(jax.jacrev(function, argnums=tuple(range(len(primals)))))
-        rows = jacobian(*primals)
-        out = wrapped(*primals)
-
-        def directional(row: tuple[Array, ...]) -> Array:
-            parts = [
-                jnp.tensordot(j, t, t.ndim, precision=lax.Precision.HIGHEST)
-                for j, t in zip(row, tangents, strict=True)
-            ]
-            return sum(parts[1:], start=parts[0])
-
-        leaves, structure = jax.tree.flatten(out)
-        row_leaves = structure.flatten_up_to(rows)
-        changes = [directional(row) for row in row_leaves]
-        return out, jax.tree.unflatten(structure, changes[: len(leaves)])
-
-    return wrapped
+        checkify.check(~jnp.any(found), sentence + ".")
+        return
+    where = np.argwhere(np.asarray(found))
+    if (not where.size and found.ndim) or (not found.ndim and not found):
+        return
+    index = tuple(int(i) for i in where[0])
+    at = f" at index {index}" if index else ""
+    got = np.array2string(np.asarray(argument.value)[index], threshold=20)
+    raise ValueError(f"{sentence}; got {got}{at}.")

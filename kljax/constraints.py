@@ -58,8 +58,7 @@ CONSTRAINTS: dict[str, Constraint] = {
         lambda x: _not_positive(x) | _not_finite(x),
     ),
     "lower_triangular": Constraint(
-        "be finite and lower triangular with a positive diagonal (jnp.tril drops what is "
-        "above the diagonal, linalg.cholesky factorizes a covariance matrix)",
+        "be finite and lower triangular (see jnp.tril) with a positive diagonal",
         _not_lower_triangular,
         lambda x: _not_lower_triangular(x) | jnp.any(_not_finite(x)),
     ),

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import _record, divergence
+from kljax import _batches, _record, divergence
 
 _Rules = dict[str, Callable[..., Array] | None]
 _TABLE: dict[type, _Rules] = {}
@@ -50,8 +50,7 @@ def register_distribution(
     """
     if not _record.is_family(family):
         raise TypeError(
-            "register_distribution needs a class made by kljax.record; got "
-            f"{family!r}."
+            f"register_distribution needs a class made by kljax.record; got {family!r}."
         )
     if family in _TABLE:
         raise ValueError(f"{family.__name__} is registered already.")
@@ -67,7 +66,7 @@ def register_distribution(
 
 def _rule(name: str, x: Any) -> Callable[..., Array]:
     if not _record.is_record(x):
-        raise TypeError(f"{name} needs a distribution; got a {type(x).__name__}.")
+        raise TypeError(f"{name} needs a distribution; got {_record.describe(x)}.")
     rules = _TABLE.get(type(x), {})
     rule = rules.get(name)
     if rule is None:
@@ -79,7 +78,7 @@ def _rule(name: str, x: Any) -> Callable[..., Array]:
 
 
 def log_prob(q: Any, x: Any, /) -> Array:
-    """log q(x) in nats.
+    """Log q(x) in nats.
 
     Args:
         q: a distribution.
@@ -89,14 +88,14 @@ def log_prob(q: Any, x: Any, /) -> Array:
         Array of the broadcast batch shape.
     """
     _rule("log_prob", q)
-    return _log_prob(q, x)
+    return _batches.call(_log_prob, q, x)
 
 
 @jax.jit
 def _log_prob(q: Any, x: Any) -> Array:
     event = _record.arguments_of("q", q)[0].event
     point = _record.Argument("x", jnp.asarray(x), event)
-    return _record.over_batches(_rule("log_prob", q), {"q": q}, [point])
+    return _batches.over_batches(_rule("log_prob", q), {"q": q}, [point])
 
 
 def sample(q: Any, key: Array, shape: int | Sequence[int] = ()) -> Array:
@@ -112,7 +111,7 @@ def sample(q: Any, key: Array, shape: int | Sequence[int] = ()) -> Array:
     """
     _rule("sample", q)
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
-    return _sample(q, key, shape)
+    return _batches.call(_sample, q, key, shape=shape)
 
 
 @jax.jit(static_argnames="shape")
@@ -123,7 +122,7 @@ def _sample(q: Any, key: Array, shape: tuple[int, ...]) -> Array:
     keys = jax.random.split(key, (*shape, *batch))
     draw = _rule("sample", q)
     by_key = _record.Argument("key", keys, ())
-    return _record.over_batches(draw, {"q": q}, [by_key])
+    return _batches.over_batches(draw, {"q": q}, [by_key])
 
 
 def entropy(q: Any, /) -> Array:
@@ -148,18 +147,18 @@ def covariance(q: Any, /) -> Array:
 
 def _ask(name: str, q: Any) -> Array:
     _rule(name, q)
-    return _lifted(q, name=name)
+    return _batches.call(_lifted, q, name=name)
 
 
 @jax.jit(static_argnames="name")
 def _lifted(q: Any, *, name: str) -> Array:
-    return _record.over_batches(_rule(name, q), {"q": q})
+    return _batches.over_batches(_rule(name, q), {"q": q})
 
 
 def cross_entropy(q: Any, p: Any, /) -> Array:
     """-E_q log p = entropy(q) + KL(q ‖ p) in nats, of the broadcast batch shape."""
     divergence.closed_form("cross_entropy", q, p)
-    return _cross_entropy(q, p)
+    return _batches.call(_cross_entropy, q, p)
 
 
 @jax.jit
@@ -171,7 +170,7 @@ def _cross_entropy(q: Any, p: Any) -> Array:
             return form.cross_entropy(q, p)
         return _rule("entropy", q)(q) + form.kl(q, p)
 
-    return _record.over_batches(rule, {"q": q, "p": p})
+    return _batches.over_batches(rule, {"q": q, "p": p})
 
 
 def check(*distributions: Any) -> None:
@@ -190,5 +189,5 @@ def check(*distributions: Any) -> None:
     """
     for x in distributions:
         if not _record.is_record(x):
-            raise TypeError(f"check needs distributions; got a {type(x).__name__}.")
+            raise TypeError(f"check needs distributions; got {_record.describe(x)}.")
         _record.check_values(x)

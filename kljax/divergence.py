@@ -6,13 +6,12 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
-from kljax import _record
+from kljax import _batches, _record
 
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
-Precision = Literal["default", "high"]
+_Precision = Literal["default", "high"]
 
 
 class ClosedForm(NamedTuple):
@@ -69,9 +68,7 @@ def register_kl(
     """
     for family in (q, p):
         if not _record.is_family(family):
-            raise TypeError(
-                f"register_kl needs classes made by kljax.record; got {family!r}."
-            )
+            raise TypeError(f"register_kl needs classes made by kljax.record; got {family!r}.")
     if (q, p) in _TABLE:
         raise ValueError(
             f"KL({q.__name__} ‖ {p.__name__}) is registered already; closed forms are "
@@ -98,20 +95,12 @@ def closed_form(function: str, q: Any, p: Any) -> ClosedForm:
         return found
     for name, x in (("q", q), ("p", p)):
         if not _record.is_record(x):
-            hint = (
-                f" (the class, not an instance; call {x.__name__}(...))"
-                if isinstance(x, type)
-                else ""
-            )
             raise TypeError(
-                f"{function} needs two distributions, q first; {name} is a "
-                f"{type(x).__name__}{hint}."
+                f"{function} needs two distributions, q first; {name} is {_record.describe(x)}."
             )
     left, right = type(q).__name__, type(p).__name__
     against = [form.p.__name__ for form in _TABLE.values() if form.q is type(q)]
-    known = f"{left} has one against {', '.join(against)}" if against else (
-        f"{left} has none"
-    )
+    known = f"{left} has one against {', '.join(against)}" if against else (f"{left} has none")
     raise TypeError(
         f"no closed form is registered for KL({left} ‖ {right}); {known}. Add one with "
         "@kljax.register_kl."
@@ -123,7 +112,7 @@ def _check_precision(precision: str) -> None:
         raise ValueError(f"precision must be 'default' or 'high'; got {precision!r}.")
 
 
-def kl_divergence(q: Any, p: Any, /, *, precision: Precision = "default") -> Array:
+def kl_divergence(q: Any, p: Any, /, *, precision: _Precision = "default") -> Array:
     """KL(q ‖ p) = E_q[log q - log p], in nats.
 
     Args:
@@ -145,16 +134,16 @@ def kl_divergence(q: Any, p: Any, /, *, precision: Precision = "default") -> Arr
     """
     _check_precision(precision)
     closed_form("kl_divergence", q, p)
-    return _kl_divergence(q, p, precision=precision)
+    return _batches.call(_kl_divergence, q, p, precision=precision)
 
 
 @jax.jit(static_argnames="precision")
-def _kl_divergence(q: Any, p: Any, *, precision: Precision) -> Array:
+def _kl_divergence(q: Any, p: Any, *, precision: _Precision) -> Array:
     rule = closed_form("kl_divergence", q, p).kl
-    return _record.over_batches(rule, {"q": q, "p": p}, precision=precision)
+    return _batches.over_batches(rule, {"q": q, "p": p}, precision=precision)
 
 
-def kl_terms(q: Any, p: Any, /, *, precision: Precision = "default") -> Any:
+def kl_terms(q: Any, p: Any, /, *, precision: _Precision = "default") -> Any:
     """The parts of KL(q ‖ p) that its formula is made of.
 
     For Gaussians a `GaussianTerms` record; see there. Arguments and errors as for
@@ -169,11 +158,11 @@ def kl_terms(q: Any, p: Any, /, *, precision: Precision = "default") -> Any:
             f"KL({type(q).__name__} ‖ {type(p).__name__}) was registered without terms; "
             "give register_kl a terms rule."
         )
-    return _kl_terms(q, p, precision=precision)
+    return _batches.call(_kl_terms, q, p, precision=precision)
 
 
 @jax.jit(static_argnames="precision")
-def _kl_terms(q: Any, p: Any, *, precision: Precision) -> Any:
+def _kl_terms(q: Any, p: Any, *, precision: _Precision) -> Any:
     rule = closed_form("kl_terms", q, p).terms
     assert rule is not None
-    return _record.over_batches(rule, {"q": q, "p": p}, precision=precision)
+    return _batches.over_batches(rule, {"q": q, "p": p}, precision=precision)

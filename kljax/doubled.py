@@ -31,7 +31,7 @@ def exactly(x: Array) -> Doubled:
 
 
 def two_sum(a: Array, b: Array) -> Doubled:
-    """a + b without error."""
+    """A + b without error."""
     total = a + b
     part = total - a
     error = (a - (total - part)) + (b - part)
@@ -39,7 +39,7 @@ def two_sum(a: Array, b: Array) -> Doubled:
 
 
 def _split(a: Array) -> tuple[Array, Array]:
-    """a as a sum of two numbers of half the digits, by masking bits."""
+    """A as a sum of two numbers of half the digits, by masking bits."""
     bits = jnp.finfo(a.dtype).bits
     kind, drop = (jnp.int32, 12) if bits == 32 else (jnp.int64, 27)
     mask = np.asarray(-1 << drop, kind)
@@ -48,7 +48,7 @@ def _split(a: Array) -> tuple[Array, Array]:
 
 
 def two_product(a: Array, b: Array) -> Doubled:
-    """a b to twice the digits."""
+    """A b to twice the digits."""
     a1, a2 = _split(a)
     b1, b2 = _split(b)
     middle = two_sum(a1 * b2, a2 * b1)
@@ -71,7 +71,7 @@ def multiply(a: Doubled, b: Doubled) -> Doubled:
 
 
 def divide(a: Array, b: Doubled) -> Doubled:
-    """a / b, by one quotient and its remainder."""
+    """A / b, by one quotient and its remainder."""
     first = a / b.high
     product = two_product(first, b.high)
     rest = ((a - product.high) - product.low) - first * b.low
@@ -90,9 +90,7 @@ def constant(x: Fraction, like: Array) -> Doubled:
 
 
 # log 2 to 60 digits; its leading parts have few bits, so that n times a part is exact.
-_LOG2 = Fraction(
-    "0.693147180559945309417232121458176568075500134360255254120680009493"
-)
+_LOG2 = Fraction("0.693147180559945309417232121458176568075500134360255254120680009493")
 
 
 def _log2_parts(dtype: np.dtype) -> tuple[float, float, float]:
@@ -103,7 +101,7 @@ def _log2_parts(dtype: np.dtype) -> tuple[float, float, float]:
 
 
 def log(x: Array) -> Doubled:
-    """log x to about twice the digits, for x > 0 in the normal range.
+    """Log x to about twice the digits, for x > 0 in the normal range.
 
     x = 2^n m, log m = 2 atanh(s), s = (m - 1) / (m + 1): the first terms of the series in
     pairs, the rest, which is small, in ordinary numbers.

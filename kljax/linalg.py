@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-BLOCK = 16
+BLOCK = 8
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -65,7 +65,7 @@ def solve_lower_transposed(lower: Array, b: Array) -> Array:
 
 
 def solve_lower_right(lower: Array, b: Array) -> Array:
-    """b lower^-1, for b (m, d)."""
+    """B lower^-1, for b (m, d)."""
     return solve_lower_transposed(lower, b.T).T
 
 
@@ -79,43 +79,27 @@ def _substitute_transposed(lower: Array, b: Array) -> Array:
 
 
 def _substitute(lower: Array, b: Array) -> Array:
-    """Forward substitution: row by row in one block, else block by block.
-
-    Diagonal blocks are inverted side by side, so the unrolled part does not grow with size.
-    """
+    """Forward substitution, one block of rows a step."""
     size = lower.shape[0]
     if size <= BLOCK:
         return _substitute_rows(lower, b)
-    count = -(-size // BLOCK)
-    lower, b = _pad_identity(lower, count * BLOCK), _pad_rows(b, count * BLOCK)
-    diagonal_blocks = jnp.stack(
-        [
-            lower[i : i + BLOCK, i : i + BLOCK]
-            for i in range(0, count * BLOCK, BLOCK)
-        ]
-    )
-    inverses = jax.vmap(_substitute_rows, in_axes=(0, None))(
-        diagonal_blocks, jnp.eye(BLOCK, dtype=lower.dtype)
-    )
-    blocks: list[Array] = []
-    for i in range(count):
-        here = slice(i * BLOCK, (i + 1) * BLOCK)
-        rest = b[here]
-        if blocks:
-            rest = rest - matmul(lower[here, : i * BLOCK], jnp.concatenate(blocks))
-        block = matmul(inverses[i], rest)
-        # One refinement: a product with an inverse has a larger residual than a solve.
-        block = block + matmul(inverses[i], rest - matmul(diagonal_blocks[i], block))
-        blocks.append(block)
-    return jnp.concatenate(blocks)[:size]
+    padded = -(-size // BLOCK) * BLOCK
+    lower = _pad_identity(lower, padded)
+    b = jnp.pad(b, ((0, padded - size), (0, 0)))
 
+    def step(i: Array, x: Array) -> Array:
+        # Rows of x not reached yet are 0, so the whole block row may multiply them.
+        rows = lax.dynamic_slice(lower, (i * BLOCK, 0), (BLOCK, padded))
+        corner = lax.dynamic_slice(rows, (0, i * BLOCK), (BLOCK, BLOCK))
+        rest = lax.dynamic_slice(b, (i * BLOCK, 0), (BLOCK, b.shape[1]))
+        block = _substitute_rows(corner, rest - matmul(rows, x))
+        return lax.dynamic_update_slice(x, block, (i * BLOCK, 0))
 
-def _pad_rows(b: Array, size: int) -> Array:
-    return jnp.pad(b, ((0, size - b.shape[0]), (0, 0)))
+    return lax.fori_loop(0, padded // BLOCK, step, jnp.zeros_like(b))[:size]
 
 
 def _pad_identity(a: Array, size: int) -> Array:
-    """a in the upper left corner, the identity below."""
+    """A in the upper left corner, the identity below."""
     extra = size - a.shape[0]
     ones = jnp.concatenate([jnp.zeros(a.shape[0], a.dtype), jnp.ones(extra, a.dtype)])
     return jnp.pad(a, ((0, extra), (0, extra))) + jnp.diag(ones)
@@ -161,12 +145,25 @@ def cholesky_deviation(s: Array) -> Array:
     size = s.shape[0]
     if size <= BLOCK:
         return _cholesky_deviation_columns(s)
-    first = _cholesky_deviation_columns(s[:BLOCK, :BLOCK])
-    factor = first + jnp.eye(BLOCK, dtype=s.dtype)
-    below = _substitute(factor, s[:BLOCK, BLOCK:]).T
-    rest = cholesky_deviation(s[BLOCK:, BLOCK:] - matmul(below, below.T))
-    top = jnp.pad(first, ((0, 0), (0, size - BLOCK)))
-    return jnp.concatenate([top, jnp.concatenate([below, rest], axis=1)])
+    padded = -(-size // BLOCK) * BLOCK
+    s = jnp.pad(s, ((0, padded - size), (0, padded - size)))
+    eye = jnp.eye(BLOCK, dtype=s.dtype)
+    row = jnp.arange(padded)[:, None]
+
+    def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        rest, factor = state
+        start = i * BLOCK
+        columns = lax.dynamic_slice(rest, (0, start), (padded, BLOCK))
+        corner = lax.dynamic_slice(columns, (start, 0), (BLOCK, BLOCK))
+        corner = _cholesky_deviation_columns(corner)
+        below = _substitute_rows(eye + corner, columns.T).T
+        below = jnp.where(row >= start + BLOCK, below, 0)
+        factor = lax.dynamic_update_slice(factor, below, (0, start))
+        factor = lax.dynamic_update_slice(factor, corner, (start, start))
+        return rest - matmul(below, below.T), factor
+
+    state = (s, jnp.zeros_like(s))
+    return lax.fori_loop(0, padded // BLOCK, step, state)[1][:size, :size]
 
 
 def _cholesky_deviation_columns(s: Array) -> Array:
@@ -178,9 +175,7 @@ def _cholesky_deviation_columns(s: Array) -> Array:
             rest = rest - column[j - i :] * column[j - i]
         pivot = jnp.where(rest[0] > -1, rest[0], jnp.nan)
         diagonal_entry = pivot / (1 + jnp.sqrt(1 + pivot))
-        columns.append(
-            jnp.concatenate([diagonal_entry[None], rest[1:] / (1 + diagonal_entry)])
-        )
+        columns.append(jnp.concatenate([diagonal_entry[None], rest[1:] / (1 + diagonal_entry)]))
     if not columns:
         return s
     return jnp.stack([jnp.pad(c, (j, 0)) for j, c in enumerate(columns)], axis=1)

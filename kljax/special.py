@@ -117,7 +117,7 @@ def power_of_two(n: Array, dtype: Any) -> Array:
 
 
 def _exponent(x: Array) -> tuple[Array, Array]:
-    """n and m with e^x = 2^n (1 + m) and -0.3 < m < 0.42."""
+    """N and m with e^x = 2^n (1 + m) and -0.3 < m < 0.42."""
     high, low = _LOG2[x.dtype]
     n = jnp.round(x * np.asarray(1 / np.log(2), x.dtype))
     rest = (x - n * high) - n * low
@@ -126,7 +126,7 @@ def _exponent(x: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def times_exp(x: Array, y: Array) -> Array:
-    """x e^y, finite wherever the product is, even where e^y alone is not."""
+    """X e^y, finite wherever the product is, even where e^y alone is not."""
     return _exp_multiplier(y)(x)
 
 
@@ -175,7 +175,7 @@ def expm1(x: Array) -> Array:
     return jnp.where(small, y + gap, _limits(x, far, jnp.inf, -1.0))
 
 
-def _limits(x: Array, value: Array, high: float, low: float) -> Array:
+def _limits(x: Array, value: Array, high: float, low: Array | float) -> Array:
     top = jnp.finfo(x.dtype).maxexp * np.log(2)
     return jnp.where(x > top + 1, high, jnp.where(x < 6 - top, low, value))
 
@@ -187,14 +187,12 @@ def _expm1_jvp(primals, tangents):
 
 
 def _expm1_minus_x(x: Array, factor: float) -> Array:
-    """factor (e^x - 1 - x) for a factor of 1 or 1/2, without overflow on the way."""
+    """Factor (e^x - 1 - x) for a factor of 1 or 1/2, without overflow on the way."""
     small, _, gap = _near_zero(x)
     power, m = _quarter_exp(x)
     linear = 0.25 + 0.25 * x
     far = (4 * factor) * ((power - linear) + power * m)
-    return jnp.where(
-        small, factor * gap, _limits(x, far, jnp.inf, (-4 * factor) * linear)
-    )
+    return jnp.where(small, factor * gap, _limits(x, far, jnp.inf, (-4 * factor) * linear))
 
 
 @jax.custom_jvp
@@ -231,7 +229,7 @@ def _half_expm1_minus_x_jvp(primals, tangents):
 
 @jax.custom_jvp
 def divide(x: Array, y: Array) -> Array:
-    """x / y whose derivative does not square y: y^-2 overflows long before 1 / y."""
+    """X / y whose derivative does not square y: y^-2 overflows long before 1 / y."""
     return x / y
 
 
@@ -241,6 +239,11 @@ def _divide_jvp(primals, tangents):
     dx, dy = tangents
     quotient, reciprocal = divide(x, y), 1 / y
     return quotient, (dx - quotient * dy) * reciprocal
+
+
+def reciprocal(x: Array) -> Array:
+    """1 / x, with the derivative of `divide`."""
+    return divide(jnp.ones_like(x), x)
 
 
 def _log1p_window(x: Array) -> tuple[Array, Array, Array, Array]:
@@ -253,7 +256,7 @@ def _log1p_window(x: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def mantissa_and_exponent(x: Array) -> tuple[Array, Array]:
-    """m and n with x = 2^n m and m between sqrt(1/2) and sqrt(2), both floats."""
+    """M and n with x = 2^n m and m between sqrt(1/2) and sqrt(2), both floats."""
     info = jnp.finfo(x.dtype)
     kind = jnp.int32 if info.bits == 32 else jnp.int64
     root_half = np.sqrt(np.asarray(0.5, x.dtype)).view(np.dtype(kind))
@@ -264,7 +267,7 @@ def mantissa_and_exponent(x: Array) -> tuple[Array, Array]:
 
 
 def _log_parts(x: Array) -> tuple[Array, Array]:
-    """n log 2, rounded to a few bits and so exact, and the rest of log x, below 0.35."""
+    """N log 2, rounded to a few bits and so exact, and the rest of log x, below 0.35."""
     high, low = _LOG2[x.dtype]
     m, n = mantissa_and_exponent(x)
     s = (m - 1) / (m + 1)
@@ -274,7 +277,7 @@ def _log_parts(x: Array) -> tuple[Array, Array]:
 
 @jax.custom_jvp
 def log(x: Array) -> Array:
-    """log x to 1 ulp, the same on every backend."""
+    """Log x to 1 ulp, the same on every backend."""
     whole, rest = _log_parts(x)
     usual = (x >= jnp.finfo(x.dtype).tiny) & (x < jnp.inf)
     return jnp.where(usual, whole + rest, jnp.log(x))
@@ -302,7 +305,7 @@ def _log1p_jvp(primals, tangents):
 
 @jax.custom_jvp
 def x_minus_log1p(x: Array) -> Array:
-    """x - log(1 + x) >= 0, accurate to 4 ulp for every x > -1.
+    """X - log(1 + x) >= 0, accurate to 4 ulp for every x > -1.
 
     Args:
         x: real array; inf at -1, nan below.

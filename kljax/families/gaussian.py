@@ -16,19 +16,19 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, structure
-from kljax._record import param, record
+from kljax import coordinates, distribution, matrices
+from kljax._record import Parameter, param, record
+from kljax.divergence import register_kl
 from kljax.structure import (
     Covariance,
     Diagonal,
-    Factored,
     LogVariance,
     Precision,
     Scale,
     ScaleTril,
+    Structure,
     Variance,
 )
-from kljax.divergence import register_kl
 
 _LOG_2PI = math.log(2 * math.pi)
 
@@ -44,10 +44,12 @@ class Normal:
         variance: scale^2, instead of `scale`.
     """
 
-    loc: Array = param()
-    scale: Array | None = param(constraint="positive", one_of="spread")
-    log_variance: Array | None = param(one_of="spread", keyword=True)
-    variance: Array | None = param(constraint="positive", one_of="spread", keyword=True)
+    loc: Parameter = param()
+    scale: Parameter = param(constraint="positive", one_of="spread", default=None)
+    log_variance: Parameter = param(one_of="spread", default=None, kw_only=True)
+    variance: Parameter = param(
+        constraint="positive", one_of="spread", default=None, kw_only=True
+    )
 
 
 @record
@@ -61,11 +63,11 @@ class MultivariateNormalDiag:
         variance: scale_diag^2, instead of `scale_diag`.
     """
 
-    loc: Array = param("d")
-    scale_diag: Array | None = param("d", constraint="positive", one_of="spread")
-    log_variance: Array | None = param("d", one_of="spread", keyword=True)
-    variance: Array | None = param(
-        "d", constraint="positive", one_of="spread", keyword=True
+    loc: Parameter = param("d")
+    scale_diag: Parameter = param("d", constraint="positive", one_of="spread", default=None)
+    log_variance: Parameter = param("d", one_of="spread", default=None, kw_only=True)
+    variance: Parameter = param(
+        "d", constraint="positive", one_of="spread", default=None, kw_only=True
     )
 
 
@@ -81,19 +83,29 @@ class MultivariateNormal:
         precision_matrix: inverse of the covariance matrix, instead of `scale_tril`.
     """
 
-    loc: Array = param("d")
-    scale_tril: Array | None = param(
-        "d d", constraint="lower_triangular", one_of="spread"
+    loc: Parameter = param("d")
+    scale_tril: Parameter = param(
+        "d d", constraint="lower_triangular", one_of="spread", default=None
     )
-    covariance_matrix: Array | None = param(
-        "d d", constraint="positive_definite", one_of="spread", keyword=True
+    covariance_matrix: Parameter = param(
+        "d d",
+        constraint="positive_definite",
+        one_of="spread",
+        default=None,
+        kw_only=True,
     )
-    precision_matrix: Array | None = param(
-        "d d", constraint="positive_definite", one_of="spread", keyword=True
+    precision_matrix: Parameter = param(
+        "d d",
+        constraint="positive_definite",
+        one_of="spread",
+        default=None,
+        kw_only=True,
     )
 
 
-def standard_normal(d: int, dtype: jax.typing.DTypeLike = jnp.float32) -> MultivariateNormalDiag:
+def standard_normal(
+    d: int, dtype: jax.typing.DTypeLike = jnp.float32
+) -> MultivariateNormalDiag:
     """N(0, I) of d coordinates, the usual prior of a VAE."""
     return MultivariateNormalDiag(jnp.zeros(d, dtype), jnp.ones(d, dtype))
 
@@ -126,59 +138,55 @@ class GaussianTerms:
 
 Gaussian = Normal | MultivariateNormalDiag | MultivariateNormal
 
+_STRUCTURES: dict[str, type[Structure]] = {
+    "scale": Scale,
+    "scale_diag": Scale,
+    "variance": Variance,
+    "log_variance": LogVariance,
+    "scale_tril": ScaleTril,
+    "covariance_matrix": Covariance,
+    "precision_matrix": Precision,
+}
 
-def _structure(x: Gaussian) -> structure.Structure:
+
+def _structure(x: Gaussian) -> Structure:
     """The covariance of one event, in the parametrization that was given."""
-    match x:
-        case Normal(scale=s) if s is not None:
-            return Scale(s)
-        case MultivariateNormalDiag(scale_diag=s) if s is not None:
-            return Scale(s)
-        case MultivariateNormal(scale_tril=s) if s is not None:
-            return ScaleTril(s)
-        case MultivariateNormal(covariance_matrix=s) if s is not None:
-            return Covariance(s)
-        case MultivariateNormal(precision_matrix=s):
-            assert s is not None
-            return Precision(s)
-        case _ if x.log_variance is not None:
-            return LogVariance(x.log_variance)
-        case _:
-            assert x.variance is not None
-            return Variance(x.variance)
-
-
-def _both(q: Gaussian, p: Gaussian) -> tuple[structure.Structure, structure.Structure]:
-    return _structure(q), _structure(p)
+    for name, structure in _STRUCTURES.items():
+        value = getattr(x, name, None)
+        if value is not None:
+            return structure(value)
+    raise AssertionError("a record without a spread is refused before any rule")
 
 
 def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
     """Dispersion and location, each a sum of non-negative terms."""
     delta = q.loc - p.loc
-    match _both(q, p):
-        case (Scale() | Variance() | LogVariance() as s, Scale() | Variance() | LogVariance() as t):
-            dispersion = structure.coordinate_dispersion(s, t)
-            location = structure.coordinate_location(delta, t)
-            return jnp.sum(dispersion), jnp.sum(location)
+    match _structure(q), _structure(p):
+        case (Diagonal() as s, Diagonal() as t):
+            dispersion = coordinates.dispersion(s, t)
+            return jnp.sum(dispersion), jnp.sum(coordinates.location(delta, t))
         case (s, t):
-            factored = structure.factorize(t)
-            e = structure.relative_deviation(structure.factorize(s), factored)
-            return structure.dispersion(e), structure.location(delta, factored)
+            factored = matrices.factorize(t)
+            e = matrices.relative_deviation(matrices.factorize(s), factored)
+            return matrices.dispersion(e), matrices.location(delta, factored)
 
 
 def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
-    match _both(q, p):
-        case (Scale() | Variance() | LogVariance() as s, Scale() | Variance() | LogVariance() as t):
-            ratio = structure.variance_ratio(s, t)
-            return jnp.sum(ratio), -jnp.sum(structure.log_variance_ratio(s, t))
+    match _structure(q), _structure(p):
+        case (Diagonal() as s, Diagonal() as t):
+            ratio, log_ratio = (
+                coordinates.variance_ratio(s, t),
+                coordinates.log_variance_ratio(t, s),
+            )
+            return jnp.sum(ratio), jnp.sum(log_ratio)
         case (s, t):
-            pair = structure.factorize(s), structure.factorize(t)
-            e = structure.relative_deviation(*pair)
-            return structure.trace(e), structure.log_det(e)
+            pair = matrices.factorize(s), matrices.factorize(t)
+            e = matrices.relative_deviation(*pair)
+            return matrices.trace(e), matrices.log_det(e)
 
 
 def _kl(q: Gaussian, p: Gaussian) -> Array:
-    """(tr(S_p^-1 S_q) - d + log|S_p| - log|S_q|) / 2 + (m_q - m_p)^T S_p^-1 (m_q - m_p) / 2"""
+    """KL = (tr(S_p^-1 S_q) - d + log |S_p| - log |S_q| + |m_q - m_p|^2_p) / 2."""
     dispersion, location = _groups(q, p)
     return dispersion + location
 
@@ -186,58 +194,53 @@ def _kl(q: Gaussian, p: Gaussian) -> Array:
 def _terms(q: Gaussian, p: Gaussian) -> GaussianTerms:
     dispersion, location = _groups(q, p)
     trace, log_det = _trace_and_log_det(q, p)
-    dimension = jnp.full_like(trace, q.loc.size)
     return GaussianTerms(
         trace=trace,
         mahalanobis=2 * location,
-        dimension=dimension,
+        dimension=jnp.full_like(trace, q.loc.size),
         log_det=log_det,
         dispersion=dispersion,
         location=location,
     )
 
 
-def _half_log_det(x: structure.Structure) -> Array:
-    return structure.half_log_det(structure.factorize(x))
-
-
-def _mahalanobis_half(delta: Array, x: structure.Structure) -> Array:
-    match x:
-        case Scale() | Variance() | LogVariance() as diagonal:
-            return jnp.sum(structure.coordinate_location(delta, diagonal))
-        case _:
-            return structure.location(delta, structure.factorize(x))
+def _half_log_normalizer(x: Gaussian) -> Array:
+    """(d log 2 pi + log |S|) / 2."""
+    spread = _structure(x)
+    return 0.5 * x.loc.size * _LOG_2PI + spread.half_log_det(spread.factorize())
 
 
 def _cross_entropy(q: Gaussian, p: Gaussian) -> Array:
-    """-E_q log p = (d log 2 pi + log |S_p| + trace + mahalanobis) / 2."""
+    """(d log 2 pi + log |S_p| + trace + mahalanobis) / 2."""
     _, location = _groups(q, p)
     trace, _ = _trace_and_log_det(q, p)
-    normalizer = 0.5 * q.loc.size * _LOG_2PI + _half_log_det(_structure(p))
-    return normalizer + (0.5 * trace + location)
+    return _half_log_normalizer(p) + (0.5 * trace + location)
 
 
 def _log_prob(x: Gaussian, point: Array) -> Array:
-    """-|point - loc|^2 / 2 - log |S| / 2 - d log(2 pi) / 2."""
-    spread = _structure(x)
-    normalizer = 0.5 * x.loc.size * _LOG_2PI + _half_log_det(spread)
-    return -(normalizer + _mahalanobis_half(point - x.loc, spread))
+    """-(d log 2 pi + log |S| + |point - loc|^2_S) / 2."""
+    delta = point - x.loc
+    match _structure(x):
+        case Diagonal() as diagonal:
+            half_square = jnp.sum(coordinates.location(delta, diagonal))
+        case spread:
+            half_square = matrices.location(delta, matrices.factorize(spread))
+    return -(_half_log_normalizer(x) + half_square)
 
 
 def _entropy(x: Gaussian) -> Array:
-    """d (1 + log 2 pi) / 2 + log |S| / 2."""
-    return 0.5 * x.loc.size * (1 + _LOG_2PI) + _half_log_det(_structure(x))
+    """(d + d log 2 pi + log |S|) / 2."""
+    return 0.5 * x.loc.size + _half_log_normalizer(x)
 
 
 def _sample(x: Gaussian, key: Array) -> Array:
-    """loc + C noise: differentiable by loc and by the parameters of C."""
+    """Loc + C noise: differentiable by loc and by the numbers of the covariance."""
     noise = jax.random.normal(key, x.loc.shape, x.loc.dtype)
     match _structure(x):
-        case Scale() | Variance() | LogVariance() as diagonal:
-            return x.loc + structure.scale(diagonal) * noise
-        case matrix:
-            factored = structure.factorize(matrix)
-            return x.loc + structure.multiply(factored, noise[:, None])[:, 0]
+        case Diagonal() as diagonal:
+            return x.loc + diagonal.scale() * noise
+        case spread:
+            return x.loc + spread.color(spread.factorize(), noise[:, None])[:, 0]
 
 
 def _mean(x: Gaussian) -> Array:
@@ -246,14 +249,15 @@ def _mean(x: Gaussian) -> Array:
 
 def _variance(x: Gaussian) -> Array:
     match _structure(x):
-        case Scale() | Variance() | LogVariance() as diagonal:
-            return structure.variance(diagonal)
-        case matrix:
-            return structure.marginal_variance(structure.factorize(matrix))
+        case Diagonal() as diagonal:
+            return diagonal.variance()
+        case spread:
+            return spread.variances(spread.factorize())
 
 
 def _covariance(x: MultivariateNormalDiag | MultivariateNormal) -> Array:
-    return structure.dense(structure.factorize(_structure(x)))
+    spread = _structure(x)
+    return spread.dense(spread.factorize())
 
 
 for _family in (Normal, MultivariateNormalDiag, MultivariateNormal):

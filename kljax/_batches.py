@@ -1,0 +1,158 @@
+"""The one place where a rule for one event meets batches, dtypes and invalid values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from kljax._record import (
+    Argument,
+    arguments_of,
+    as_array,
+    broadcast_batch_shapes,
+    check_event_sizes,
+    check_rank,
+    computing_dtype,
+    is_key,
+    is_record,
+)
+
+_T = TypeVar("_T")
+
+
+def call(function: Callable[..., _T], *records: Any, **static: Any) -> _T:
+    """A jitted function of records, with our own words for what jit refuses to take."""
+    try:
+        return function(*records, **static)
+    except TypeError:
+        for name, x in zip("qp", records, strict=False):
+            if is_record(x):
+                arguments_of(name, x)
+        raise
+
+
+def _poison(argument: Argument) -> Array:
+    """Nan in place of an invalid value, in the value and in its gradient.
+
+    A product, since `where(valid, x, nan)` would give an invalid value a gradient of 0.
+    """
+    invalid = argument.constraint.invalid
+    if invalid is None:
+        return argument.value
+    mark = jnp.where(invalid(argument.value), jnp.nan, 1.0).astype(argument.value.dtype)
+    return argument.value * mark
+
+
+def over_batches(
+    rule: Callable[..., Any],
+    records: dict[str, Any],
+    arrays: Sequence[Argument] = (),
+    *,
+    precision: str = "default",
+) -> Any:
+    """Applies a rule that sees one event to records and arrays with batch axes.
+
+    Args:
+        rule: function of one-event records (in the order of `records`) and of one-event
+            arrays (in the order of `arrays`), returning a pytree of arrays.
+        records: records by the names that messages use.
+        arrays: further arguments, such as the point at which a density is asked.
+        precision: `"high"` evaluates the rule and its derivatives in float64.
+
+    Returns:
+        What `rule` returns, with the broadcast batch shape in front of every array.
+    """
+    arguments: list[Argument] = []
+    owners: list[str | None] = []
+    for name, x in records.items():
+        own = arguments_of(name, x)
+        arguments += own
+        owners += [name] * len(own)
+    for array in arrays:
+        array = array._replace(value=as_array(array.name, array.value))
+        check_rank(array)
+        arguments.append(array)
+        owners.append(None)
+    check_event_sizes(arguments)
+    batch = broadcast_batch_shapes(arguments)
+    dtype = computing_dtype(arguments)
+
+    def one_event(*values: Array) -> Any:
+        rebuilt: dict[str, dict[str, Array]] = {name: {} for name in records}
+        rest: list[Array] = []
+        for argument, owner, value in zip(arguments, owners, values, strict=True):
+            value = _poison(argument._replace(value=value))
+            if owner is None:
+                rest.append(value)
+            else:
+                rebuilt[owner][argument.name.removeprefix(f"{owner}.")] = value
+        events = [type(x)(**rebuilt[name]) for name, x in records.items()]
+        return rule(*events, *rest)
+
+    values = [a.value if is_key(a.value) else a.value.astype(dtype) for a in arguments]
+    if precision == "high":
+        one_event = in_float64(one_event)
+    return _vectorize(one_event, values, [a.batch_shape for a in arguments], batch)
+
+
+def _vectorize(
+    function: Callable[..., Any],
+    values: Sequence[Array],
+    batch_shapes: Sequence[tuple[int, ...]],
+    batch: tuple[int, ...],
+) -> Any:
+    """`vmap` once an axis; what lacks an axis, or has size 1 there, stays unbatched.
+
+    So a single p against many q is factorized once, not once a q.
+    """
+    padded = [(1,) * (len(batch) - len(s)) + s for s in batch_shapes]
+    mapped = [i for i in range(len(batch)) if any(shape[i] != 1 for shape in padded)]
+    squeezed = []
+    for value, own, shape in zip(values, batch_shapes, padded, strict=True):
+        kept = tuple(shape[i] for i in mapped if shape[i] != 1)
+        squeezed.append(value.reshape(kept + value.shape[len(own) :]))
+    for axis in reversed(mapped):
+        in_axes = tuple(0 if shape[axis] != 1 else None for shape in padded)
+        function = jax.vmap(function, in_axes=in_axes)
+    out = function(*squeezed)
+    return jax.tree.map(lambda x: x.reshape(batch + x.shape[len(mapped) :]), out)
+
+
+def in_float64(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function and all its derivatives computed in float64, results rounded once.
+
+    A rule with whole Jacobians, because a transposed program would be traced outside of the
+    float64 context and fall back to single precision.
+    """
+
+    @jax.custom_jvp
+    def wrapped(*values: Array) -> Any:
+        dtype = values[0].dtype
+        with jax.enable_x64(True):
+            out = function(*(lax.convert_element_type(v, np.float64) for v in values))
+            return jax.tree.map(lambda x: lax.convert_element_type(x, dtype), out)
+
+    @wrapped.defjvp
+    def _jvp(primals, tangents):
+        jacobian = in_float64(jax.jacrev(function, argnums=tuple(range(len(primals)))))
+        rows = jacobian(*primals)
+        out = wrapped(*primals)
+
+        def directional(row: tuple[Array, ...]) -> Array:
+            parts = [
+                jnp.tensordot(j, t, t.ndim, precision=lax.Precision.HIGHEST)
+                for j, t in zip(row, tangents, strict=True)
+            ]
+            return sum(parts[1:], start=parts[0])
+
+        leaves, structure = jax.tree.flatten(out)
+        row_leaves = structure.flatten_up_to(rows)
+        changes = [directional(row) for row in row_leaves]
+        return out, jax.tree.unflatten(structure, changes[: len(leaves)])
+
+    return wrapped

@@ -1,0 +1,210 @@
+"""Two variances of one coordinate: their ratio, its logarithm, dispersion and location.
+
+    dispersion = (v_q / v_p - 1 - log(v_q / v_p)) / 2 >= 0
+    location   = delta^2 / (2 v_p) >= 0
+
+Two scales, two variances and two log-variances are compared in their own terms. A mixed
+pair is compared by its log-variances to twice the digits, so that converting one of them
+does not round away the difference. Derivatives are rules whose factors are multiplied in an
+order that overflows only where the derivative does. (For `(x / y) / y` a compiler may
+evaluate x / (y y), which overflows early; a product with a reciprocal is left alone.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from kljax import doubled, special
+from kljax.doubled import Doubled
+from kljax.structure import Diagonal, LogVariance, Scale, Variance
+
+
+def variance_ratio(q: Diagonal, p: Diagonal) -> Array:
+    """v_q / v_p."""
+    match q, p:
+        case (Scale(), Scale()):
+            ratio = special.divide(q.value, p.value)
+            return ratio * ratio
+        case (Variance(), Variance()):
+            return special.divide(q.value, p.value)
+        case _:
+            return special.exp(log_variance_ratio(q, p))
+
+
+@jax.custom_jvp
+def log_variance_ratio(q: Diagonal, p: Diagonal) -> Array:
+    """log(v_q / v_p), to the relative accuracy of the difference."""
+    match q, p:
+        case (Scale(), Scale()):
+            return 2 * _log_quotient(q.value, p.value)
+        case (Variance(), Variance()):
+            return _log_quotient(q.value, p.value)
+        case (Scale(), Variance()) | (Variance(), Scale()):
+            far = doubled.value(_log_ratio(q, p))
+            return _when_near(_relative_difference(q, p), special.log1p, far)
+        case _:
+            return doubled.value(_log_ratio(q, p))
+
+
+@log_variance_ratio.defjvp
+def _log_variance_ratio_jvp(primals, tangents):
+    (q, p), (dq, dp) = primals, tangents
+    return log_variance_ratio(q, p), q.rate() * dq.value - p.rate() * dp.value
+
+
+def scale_deviation(q: Diagonal, p: Diagonal) -> Array:
+    """s_q / s_p - 1."""
+    return special.expm1(0.5 * log_variance_ratio(q, p))
+
+
+def _log_ratio(q: Diagonal, p: Diagonal) -> Doubled:
+    """log(v_q / v_p) to twice the digits."""
+    return doubled.subtract(q.log_variance(), p.log_variance())
+
+
+def _log_quotient(x: Array, y: Array) -> Array:
+    """log(x / y): from the difference when near, from both logarithms when x / y overflows."""
+    info = jnp.finfo(x.dtype)
+    ratio = x / y
+    far = jnp.where(
+        (ratio > 2 * info.tiny) & (ratio < info.max / 2),
+        special.log(ratio),
+        special.log(x) - special.log(y),
+    )
+    return _when_near((x - y) / y, special.log1p, far)
+
+
+def _when_near(
+    difference: Array, function: Callable[[Array], Array], otherwise: Array
+) -> Array:
+    """A function of a relative difference where that is small, else something else."""
+    near = jnp.abs(difference) < 0.5
+    return jnp.where(near, function(jnp.where(near, difference, 0)), otherwise)
+
+
+def _relative_difference(q: Diagonal, p: Diagonal) -> Array:
+    """(v_q - v_p) / v_p of a scale and a variance, the square taken without rounding."""
+    if isinstance(q, Scale):
+        square = doubled.two_product(q.value, q.value)
+        return ((square.high - p.value) + square.low) / p.value
+    square = doubled.two_product(p.value, p.value)
+    quotient = ((q.value - square.high) - square.low) / square.high
+    return quotient - quotient * (square.low / square.high)
+
+
+@jax.custom_jvp
+def dispersion(q: Diagonal, p: Diagonal) -> Array:
+    """(v_q / v_p - 1 - log(v_q / v_p)) / 2 >= 0."""
+    match q, p:
+        case (Scale(), Scale()):
+            ratio, difference = q.value / p.value, (q.value - p.value) / p.value
+            near = special.x_minus_log1p(difference) + 0.5 * difference * difference
+            far = (0.5 * (ratio - 1)) * (ratio + 1) - _log_quotient(q.value, p.value)
+            return jnp.where((ratio > 0.25) & (ratio < 4), near, far)
+        case (Variance(), Variance()):
+            ratio, difference = q.value / p.value, (q.value - p.value) / p.value
+            near = 0.5 * special.x_minus_log1p(difference)
+            half_ratio = (0.5 * q.value) / p.value
+            far = (half_ratio - 0.5) - 0.5 * _log_quotient(q.value, p.value)
+            return jnp.where((ratio > 0.25) & (ratio < 4), near, far)
+        case (Scale(), Variance()) | (Variance(), Scale()):
+            return _when_near(
+                _relative_difference(q, p),
+                lambda u: 0.5 * special.x_minus_log1p(u),
+                _half_expm1_minus(_log_ratio(q, p)),
+            )
+        case _:
+            return _half_expm1_minus(_log_ratio(q, p))
+
+
+def _half_expm1_minus(t: Doubled) -> Array:
+    """(e^t - 1 - t) / 2."""
+    main = special.half_expm1_minus_x(t.high)
+    # e^t - 1 - t is its own slope for large t, and overflows no earlier.
+    slope = jnp.where(t.high > 60, main, 0.5 * special.expm1(jnp.minimum(t.high, 60)))
+    return main + jnp.where(t.low == 0, 0, t.low * slope)
+
+
+@dispersion.defjvp
+def _dispersion_jvp(primals, tangents):
+    (q, p), (dq, dp) = primals, tangents
+    by_q, by_p = _dispersion_slopes(q, p)
+    return dispersion(q, p), by_q * dq.value + by_p * dp.value
+
+
+def _dispersion_slopes(q: Diagonal, p: Diagonal) -> tuple[Array, Array]:
+    """The derivatives by the values of q and p."""
+    match q, p:
+        case (Scale(), Scale()):
+            inverse_q, inverse_p = (special.reciprocal(x.value) for x in (q, p))
+            difference = special.divide(q.value - p.value, p.value)
+            ratio = special.divide(q.value, p.value)
+            by_q = difference * (inverse_q + inverse_p)
+            return by_q, -((difference * inverse_p) * (1 + ratio))
+        case (Variance(), Variance()):
+            gap = 0.5 * (q.value - p.value)
+            larger = jnp.maximum(q.value, p.value)
+            smaller = jnp.minimum(q.value, p.value)
+            by_q = special.divide(gap, larger) * special.reciprocal(smaller)
+            by_p = special.divide(gap, p.value) * special.reciprocal(p.value)
+            return by_q, -by_p
+        case _:
+            return _half_expm1_times(q, p, q.rate()), -_half_expm1_times(q, p, p.rate())
+
+
+@jax.custom_jvp
+def _half_expm1_times(q: Diagonal, p: Diagonal, factor: Array) -> Array:
+    """Factor (v_q / v_p - 1) / 2; the ratio itself may overflow."""
+    log_ratio = _log_ratio(q, p)
+    slope = special.expm1(log_ratio.high)
+    slope = slope + log_ratio.low * (1 + slope)
+    if not isinstance(q, LogVariance) and not isinstance(p, LogVariance):
+        slope = _when_near(_relative_difference(q, p), lambda u: u, slope)
+    large = special.times_exp(0.5 * factor, log_ratio.high) * (1 + log_ratio.low)
+    return jnp.where(log_ratio.high > 60, large, (0.5 * factor) * slope)
+
+
+@_half_expm1_times.defjvp
+def _half_expm1_times_jvp(primals, tangents):
+    (q, p, factor), (dq, dp, dfactor) = primals, tangents
+    slope = _half_expm1_times(q, p, jnp.ones_like(factor))
+    half_ratio = 0.5 * special.exp(log_variance_ratio(q, p))
+    change = q.rate() * dq.value - p.rate() * dp.value
+    value = _half_expm1_times(q, p, factor)
+    return value, factor * half_ratio * change + slope * dfactor
+
+
+@jax.custom_jvp
+def location(delta: Array, p: Diagonal) -> Array:
+    """delta^2 / (2 v_p) >= 0."""
+    match p:
+        case Scale():
+            z = delta / p.value
+            return (0.5 * z) * z
+        case Variance():
+            return (0.5 * delta) * (delta / p.value)
+        case _:
+            z = special.times_exp(delta, -0.5 * p.value)
+            return (0.5 * z) * z
+
+
+@location.defjvp
+def _location_jvp(primals, tangents):
+    (delta, p), (ddelta, dp) = primals, tangents
+    match p:
+        case Scale():
+            z = special.divide(delta, p.value)
+            by_delta = z * special.reciprocal(p.value)
+            by_p = -(by_delta * z)
+        case Variance():
+            by_delta = special.divide(delta, p.value)
+            by_p = -(0.5 * by_delta) * by_delta
+        case _:
+            z = special.times_exp(delta, -0.5 * p.value)
+            by_delta = special.times_exp(z, -0.5 * p.value)
+            by_p = -(0.5 * z) * z
+    return location(delta, p), by_delta * ddelta + by_p * dp.value
