@@ -243,5 +243,5 @@ def _check_value(argument: Argument) -> None:
         return
     index = tuple(int(i) for i in where[0])
     at = f" at index {index}" if index else ""
-    got = np.array2string(np.asarray(argument.value)[index], threshold=20)
+    got = " ".join(np.array2string(np.asarray(argument.value)[index], threshold=20).split())
     raise ValueError(f"{sentence}; got {got}{at}.")

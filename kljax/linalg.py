@@ -7,6 +7,8 @@ larger matrices are products of such blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
@@ -117,16 +119,8 @@ def _substitute_rows(lower: Array, b: Array) -> Array:
 
 @jax.custom_jvp
 def cholesky(a: Array) -> Array:
-    """The lower triangular L with L L^T = a; nan where a is not positive definite.
-
-    Scaled to a unit diagonal first, then factorized as a deviation from the identity.
-    """
-    eye = jnp.eye(a.shape[0], dtype=a.dtype)
-    root = jnp.sqrt(diagonal(a))
-    inverse = 1 / root
-    deviation = (a * inverse[:, None]) * inverse[None, :]
-    deviation = jnp.where(eye > 0, 0, deviation)
-    return root[:, None] * (eye + cholesky_deviation(deviation))
+    """The lower triangular L with L L^T = a; nan where a is not positive definite."""
+    return _factorize(a, _cholesky_columns, 0)
 
 
 @cholesky.defjvp
@@ -142,40 +136,69 @@ def cholesky_deviation(s: Array) -> Array:
     The Cholesky recursion in deviations from the identity: with pivot 1 + u the diagonal is
     sqrt(1 + u) - 1 = u / (1 + sqrt(1 + u)), so nothing near 1 is ever formed and rounded.
     """
-    size = s.shape[0]
+    return _factorize(s, _cholesky_deviation_columns, 1)
+
+
+def _factorize(a: Array, columns: Callable[[Array], Array], identity: int) -> Array:
+    """A factorization by columns, one block of columns a step.
+
+    Args:
+        a: the matrix, or its deviation from the identity.
+        columns: factorizes one diagonal block.
+        identity: 1 if matrix and factor are both given as deviations, else 0.
+    """
+    size = a.shape[0]
     if size <= BLOCK:
-        return _cholesky_deviation_columns(s)
+        return columns(a)
     padded = -(-size // BLOCK) * BLOCK
-    s = jnp.pad(s, ((0, padded - size), (0, padded - size)))
-    eye = jnp.eye(BLOCK, dtype=s.dtype)
+    a = jnp.pad(a, ((0, padded - size), (0, padded - size)))
+    if not identity:
+        a = a + jnp.diag((jnp.arange(padded) >= size).astype(a.dtype))
+    eye = identity * jnp.eye(BLOCK, dtype=a.dtype)
     row = jnp.arange(padded)[:, None]
 
     def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         rest, factor = state
         start = i * BLOCK
-        columns = lax.dynamic_slice(rest, (0, start), (padded, BLOCK))
-        corner = lax.dynamic_slice(columns, (start, 0), (BLOCK, BLOCK))
-        corner = _cholesky_deviation_columns(corner)
-        below = _substitute_rows(eye + corner, columns.T).T
+        strip = lax.dynamic_slice(rest, (0, start), (padded, BLOCK))
+        corner = columns(lax.dynamic_slice(strip, (start, 0), (BLOCK, BLOCK)))
+        below = _substitute_rows(eye + corner, strip.T).T
         below = jnp.where(row >= start + BLOCK, below, 0)
         factor = lax.dynamic_update_slice(factor, below, (0, start))
         factor = lax.dynamic_update_slice(factor, corner, (start, start))
         return rest - matmul(below, below.T), factor
 
-    state = (s, jnp.zeros_like(s))
+    state = (a, jnp.zeros_like(a))
     return lax.fori_loop(0, padded // BLOCK, step, state)[1][:size, :size]
 
 
-def _cholesky_deviation_columns(s: Array) -> Array:
-    size = s.shape[0]
+def _cholesky_columns(a: Array) -> Array:
     columns: list[Array] = []
-    for j in range(size):
-        rest = s[j:, j]
+    for rest in _remainders(a, columns):
+        root = jnp.sqrt(jnp.where(rest[0] > 0, rest[0], jnp.nan))
+        columns.append(jnp.concatenate([root[None], rest[1:] / root]))
+    return _lower_from_columns(a, columns)
+
+
+def _cholesky_deviation_columns(s: Array) -> Array:
+    columns: list[Array] = []
+    for rest in _remainders(s, columns):
+        pivot = jnp.where(rest[0] > -1, rest[0], jnp.nan)
+        on = pivot / (1 + jnp.sqrt(1 + pivot))
+        columns.append(jnp.concatenate([on[None], rest[1:] / (1 + on)]))
+    return _lower_from_columns(s, columns)
+
+
+def _remainders(a: Array, columns: list[Array]) -> Iterator[Array]:
+    """Column j of a from the diagonal on, less what the columns so far account for."""
+    for j in range(a.shape[0]):
+        rest = a[j:, j]
         for i, column in enumerate(columns):
             rest = rest - column[j - i :] * column[j - i]
-        pivot = jnp.where(rest[0] > -1, rest[0], jnp.nan)
-        diagonal_entry = pivot / (1 + jnp.sqrt(1 + pivot))
-        columns.append(jnp.concatenate([diagonal_entry[None], rest[1:] / (1 + diagonal_entry)]))
+        yield rest
+
+
+def _lower_from_columns(a: Array, columns: list[Array]) -> Array:
     if not columns:
-        return s
+        return a
     return jnp.stack([jnp.pad(c, (j, 0)) for j, c in enumerate(columns)], axis=1)

@@ -161,12 +161,12 @@ def _relative_covariance(q: Factored, p: Factored) -> Array:
     match q.structure, p.structure:
         case (_, Precision() as precision):
             # (S_q - S_p) = (S_q P - I) P^-1, so no inverse of P is needed.
-            product = p.whiten(_times_precision_minus_identity(q, precision.matrix()))
+            product = p.whiten(_times_precision_minus_identity(q, precision.value))
             return linalg.symmetrize(linalg.solve_lower_right(p.factor, product))
         case (Covariance() as covariance, Diagonal() as diagonal):
             variances = Variance(linalg.diagonal(covariance.value))
             log_ratio = coordinates.log_variance_ratio(variances, diagonal)
-            off = p.whiten(p.whiten(covariance.matrix()).T)
+            off = p.whiten(p.whiten(covariance.value).T)
             return _replace_diagonal(off, special.expm1(log_ratio))
         case _:
             return linalg.whiten_both(p.factor, _difference(q, p))
@@ -176,17 +176,17 @@ def _difference(q: Factored, p: Factored) -> Array:
     """S_q - S_p, where p is a matrix or its factor."""
     match q.structure, p.structure:
         case (Covariance() as a, Covariance() as b):
-            return linalg.symmetrize(a.value - b.value)
+            return a.value - b.value
         case (ScaleTril(), Covariance() as b):
             product = doubled.matmul(q.factor, q.factor.T)
-            return (product.high - b.matrix()) + product.low
+            return (product.high - b.value) + product.low
         case (Covariance() as a, ScaleTril()):
             product = doubled.matmul(p.factor, p.factor.T)
-            return (a.matrix() - product.high) - product.low
+            return (a.value - product.high) - product.low
         case (Diagonal() as diagonal, Covariance() as b):
             variances = linalg.diagonal(b.value)
             log_ratio = coordinates.log_variance_ratio(diagonal, Variance(variances))
-            return _replace_diagonal(-b.matrix(), variances * special.expm1(log_ratio))
+            return _replace_diagonal(-b.value, variances * special.expm1(log_ratio))
         case a, b:
             raise NotImplementedError(f"{type(a).__name__} and {type(b).__name__}")
 
@@ -201,7 +201,7 @@ def _times_precision_minus_identity(q: Factored, precision: Array) -> Array:
             off = diagonal.variance()[:, None] * precision
             return _replace_diagonal(off, special.expm1(doubled.value(log_product)))
         case Covariance() as covariance:
-            product = doubled.matmul(covariance.matrix(), precision)
+            product = doubled.matmul(covariance.value, precision)
             return (product.high - eye) + product.low
         case _:
             covariance = doubled.matmul(q.factor, q.factor.T)

@@ -241,22 +241,19 @@ class ScaleTril(_ByFactor):
 
 @_pytree
 class Covariance(_ByFactor):
-    """A covariance matrix S."""
-
-    def matrix(self) -> Array:
-        return linalg.symmetrize(self.value)
+    """A covariance matrix S, symmetric."""
 
     def factorize(self) -> Array:
-        return linalg.cholesky(self.matrix())
+        return linalg.cholesky(self.value)
 
     def change(self, factor: Array, tangent: Any) -> Array:
-        return linalg.lower_half(linalg.whiten_both(factor, tangent.matrix()))
+        return linalg.lower_half(linalg.whiten_both(factor, tangent.value))
 
     def half_square_change(self, tangent: Any, delta: Array, y: Array, slope: Array) -> Array:
-        return -0.5 * jnp.sum(slope * linalg.matmul(tangent.matrix(), slope))
+        return -0.5 * jnp.sum(slope * linalg.matmul(tangent.value, slope))
 
     def dense(self, factor: Array) -> Array:
-        return self.matrix()
+        return self.value
 
     def variances(self, factor: Array) -> Array:
         return linalg.diagonal(self.value)
@@ -264,14 +261,11 @@ class Covariance(_ByFactor):
 
 @_pytree
 class Precision(Structure):
-    """A precision matrix P = S^-1; `factor` is C^-1, since P = C^-T C^-1."""
-
-    def matrix(self) -> Array:
-        return linalg.symmetrize(self.value)
+    """A precision matrix P = S^-1, symmetric; `factor` is C^-1, since P = C^-T C^-1."""
 
     def factorize(self) -> Array:
         # The Cholesky factor of P read backwards is C^-1 with both axes reversed.
-        return linalg.flip(linalg.cholesky(linalg.flip(self.matrix()))).T
+        return linalg.flip(linalg.cholesky(linalg.flip(self.value))).T
 
     def whiten(self, factor: Array, b: Array) -> Array:
         return linalg.matmul(factor, b)
@@ -286,10 +280,10 @@ class Precision(Structure):
         return special.reciprocal(linalg.diagonal(factor))
 
     def change(self, factor: Array, tangent: Any) -> Array:
-        half = linalg.solve_lower_right(factor, tangent.matrix())
+        half = linalg.solve_lower_right(factor, tangent.value)
         both = linalg.solve_lower_right(factor, half.T)
         return -linalg.lower_half(linalg.symmetrize(both))
 
     def half_square_change(self, tangent: Any, delta: Array, y: Array, slope: Array) -> Array:
         column = delta[:, None]
-        return 0.5 * jnp.sum(column * linalg.matmul(tangent.matrix(), column))
+        return 0.5 * jnp.sum(column * linalg.matmul(tangent.value, column))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import coordinates, distribution, matrices
+from kljax import coordinates, distribution, linalg, matrices
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.structure import (
@@ -153,6 +153,9 @@ def _structure(x: Gaussian) -> Structure:
     """The covariance of one event, in the parametrization that was given."""
     for name, structure in _STRUCTURES.items():
         value = getattr(x, name, None)
+        if value is not None and structure in (Covariance, Precision):
+            # Once, here: so the gradient of a symmetric matrix is exactly symmetric.
+            value = linalg.symmetrize(value)
         if value is not None:
             return structure(value)
     raise AssertionError("a record without a spread is refused before any rule")
