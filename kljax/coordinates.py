@@ -56,11 +56,6 @@ def _log_variance_ratio_jvp(primals, tangents):
     return log_variance_ratio(q, p), q.rate() * dq.value - p.rate() * dp.value
 
 
-def scale_deviation(q: Diagonal, p: Diagonal) -> Array:
-    """s_q / s_p - 1."""
-    return special.expm1(0.5 * log_variance_ratio(q, p))
-
-
 def _log_ratio(q: Diagonal, p: Diagonal) -> Doubled:
     """log(v_q / v_p) to twice the digits."""
     return doubled.subtract(q.log_variance(), p.log_variance())

@@ -82,11 +82,14 @@ def value(a: Doubled) -> Array:
     return a.high + a.low
 
 
-def constant(x: Fraction, like: Array) -> Doubled:
-    """A number known exactly, as a pair in the dtype of `like`."""
-    high = np.asarray(float(x), like.dtype)
-    low = np.asarray(float(x - Fraction(float(high))), like.dtype)
-    return Doubled(jnp.full_like(like, high), jnp.full_like(like, low))
+def _series(count: int, dtype: np.dtype) -> Doubled:
+    """2 / (2 j + 1) for j = count, ..., 1 as pairs."""
+    exact = [Fraction(2, 2 * j + 1) for j in range(count, 0, -1)]
+    high = np.array([float(c) for c in exact], dtype)
+    low = np.array(
+        [float(c - Fraction(float(h))) for c, h in zip(exact, high, strict=True)], dtype
+    )
+    return Doubled(high, low)  # pyright: ignore[reportArgumentType]
 
 
 # log 2 to 60 digits; its leading parts have few bits, so that n times a part is exact.
@@ -115,9 +118,15 @@ def log(x: Array) -> Doubled:
     tail = jnp.zeros_like(x)
     for j in range(pairs + singles, pairs, -1):
         tail = tail * t.high + 2 / (2 * j + 1)
+
+    def term(series: Doubled, coefficient: Doubled) -> tuple[Doubled, None]:
+        high, low = (jnp.broadcast_to(c, x.shape) for c in coefficient)
+        return multiply(t, add(series, Doubled(high, low))), None
+
+    # A loop, since a dozen unrolled terms in pairs take long to compile.
     series = multiply(t, exactly(tail))
-    for j in range(pairs, 0, -1):
-        series = multiply(t, add(series, constant(Fraction(2, 2 * j + 1), x)))
+    coefficients = _series(pairs, np.dtype(x.dtype))
+    series, _ = lax.scan(term, series, Doubled(*map(jnp.asarray, coefficients)))
     log_m = add(Doubled(2 * s.high, 2 * s.low), multiply(s, series))
 
     first, second, third = _log2_parts(np.dtype(x.dtype))

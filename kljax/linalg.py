@@ -8,17 +8,27 @@ larger matrices are products of such blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
+_T = TypeVar("_T")
+
 BLOCK = 8
+_ZERO = np.int32(0)
 
 
 def matmul(a: Array, b: Array) -> Array:
-    """Product in full precision (accelerators default to fewer bits)."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+    """Product of two matrices in full precision (accelerators default to fewer bits).
+
+    `jnp.matmul` would name its result's dtype, which a later `vmap` of a float64 part inside
+    a float32 program rounds to float32.
+    """
+    contract = (((1,), (0,)), ((), ()))
+    return lax.dot_general(a, b, contract, precision=lax.Precision.HIGHEST)
 
 
 def diagonal(a: Array) -> Array:
@@ -91,13 +101,19 @@ def _substitute(lower: Array, b: Array) -> Array:
 
     def step(i: Array, x: Array) -> Array:
         # Rows of x not reached yet are 0, so the whole block row may multiply them.
-        rows = lax.dynamic_slice(lower, (i * BLOCK, 0), (BLOCK, padded))
-        corner = lax.dynamic_slice(rows, (0, i * BLOCK), (BLOCK, BLOCK))
-        rest = lax.dynamic_slice(b, (i * BLOCK, 0), (BLOCK, b.shape[1]))
+        rows = lax.dynamic_slice(lower, (i * BLOCK, _ZERO), (BLOCK, padded))
+        corner = lax.dynamic_slice(rows, (_ZERO, i * BLOCK), (BLOCK, BLOCK))
+        rest = lax.dynamic_slice(b, (i * BLOCK, _ZERO), (BLOCK, b.shape[1]))
         block = _substitute_rows(corner, rest - matmul(rows, x))
-        return lax.dynamic_update_slice(x, block, (i * BLOCK, 0))
+        return lax.dynamic_update_slice(x, block, (i * BLOCK, _ZERO))
 
-    return lax.fori_loop(0, padded // BLOCK, step, jnp.zeros_like(b))[:size]
+    return _loop(padded // BLOCK, step, jnp.zeros_like(b))[:size]
+
+
+def _loop(count: int, step: Callable[[Array, _T], _T], state: _T) -> _T:
+    """A loop over blocks, counted in int32 also in the float64 parts of a float32 program."""
+    blocks = jnp.arange(count, dtype=jnp.int32)
+    return lax.scan(lambda x, i: (step(i, x), None), state, blocks)[0]
 
 
 def _pad_identity(a: Array, size: int) -> Array:
@@ -160,16 +176,16 @@ def _factorize(a: Array, columns: Callable[[Array], Array], identity: int) -> Ar
     def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         rest, factor = state
         start = i * BLOCK
-        strip = lax.dynamic_slice(rest, (0, start), (padded, BLOCK))
-        corner = columns(lax.dynamic_slice(strip, (start, 0), (BLOCK, BLOCK)))
+        strip = lax.dynamic_slice(rest, (_ZERO, start), (padded, BLOCK))
+        corner = columns(lax.dynamic_slice(strip, (start, _ZERO), (BLOCK, BLOCK)))
         below = _substitute_rows(eye + corner, strip.T).T
         below = jnp.where(row >= start + BLOCK, below, 0)
-        factor = lax.dynamic_update_slice(factor, below, (0, start))
+        factor = lax.dynamic_update_slice(factor, below, (_ZERO, start))
         factor = lax.dynamic_update_slice(factor, corner, (start, start))
         return rest - matmul(below, below.T), factor
 
     state = (a, jnp.zeros_like(a))
-    return lax.fori_loop(0, padded // BLOCK, step, state)[1][:size, :size]
+    return _loop(padded // BLOCK, step, state)[1][:size, :size]
 
 
 def _cholesky_columns(a: Array) -> Array:

@@ -1,19 +1,22 @@
-"""Two covariance matrices, compared through one lower triangular deviation E.
+"""Two covariance matrices, compared through the lower triangular quotient of their factors.
 
-    E = C_p^-1 C_q - I,   S_q = C_q C_q^T,   S_p = C_p C_p^T,
+    M = C_p^-1 C_q,   S_q = C_q C_q^T,   S_p = C_p C_p^T,   S_p^-1 S_q ~ M M^T,
 
-    dispersion = (tr(S_p^-1 S_q) - d - log |S_p^-1 S_q|) / 2
-               = sum_i [E_ii - log(1 + E_ii)] + sum_ij E_ij^2 / 2    (no cancellation)
-    dE         = (I + E) X_q - X_p (I + E),   X = C^-1 dC,
+    dispersion = (tr(M M^T) - d - log |M M^T|) / 2
+               = sum_i (e^(2 l_i) - 1 - 2 l_i) / 2 + sum_{i>j} M_ij^2 / 2,   l_i = log M_ii,
 
-so a pair of structures needs an E that is accurate also where q is almost p, and each
-structure its own X. (For lower triangular M = I + E: tr M M^T = |M|^2, log |M M^T| =
-2 sum log M_ii; and d(C_p^-1 C_q) = M X_q - X_p M.)
+a sum of non-negative terms (own arrangement). A change of the parameters moves M by
+
+    dM = M X_q - X_p M,   X = C^-1 dC,   so   dl_i = (X_q - X_p)_ii,
+
+hence a pair of structures needs M below the diagonal and log M_ii, both accurate also where
+q is almost p and M almost I, and each structure its own X.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,20 +54,30 @@ def factorize(x: Structure) -> Factored:
 # ---- the formulas ---------------------------------------------------------------------------
 
 
-def dispersion(e: Array) -> Array:
-    """(|M|^2 - d) / 2 - log |M| >= 0 for M = I + e."""
-    return jnp.sum(special.x_minus_log1p(linalg.diagonal(e))) + 0.5 * jnp.sum(e * e)
+class Quotient(NamedTuple):
+    """M = C_p^-1 C_q: what is strictly below its diagonal, and the diagonal's logarithm."""
+
+    lower: Array
+    log_diagonal: Array
+
+    def dense(self) -> Array:
+        return self.lower + jnp.diag(special.exp(self.log_diagonal))
 
 
-def trace(e: Array) -> Array:
+def dispersion(m: Quotient) -> Array:
+    """(|M|^2 - d) / 2 - log |M| >= 0."""
+    on = special.half_expm1_minus_x(2 * m.log_diagonal)
+    return jnp.sum(on) + 0.5 * jnp.sum(m.lower * m.lower)
+
+
+def trace(m: Quotient) -> Array:
     """|M|^2 = tr(S_p^-1 S_q)."""
-    m = jnp.eye(e.shape[0], dtype=e.dtype) + e
-    return jnp.sum(m * m)
+    return jnp.sum(special.exp(2 * m.log_diagonal)) + jnp.sum(m.lower * m.lower)
 
 
-def log_det(e: Array) -> Array:
+def log_det(m: Quotient) -> Array:
     """Log |S_p| - log |S_q|."""
-    return 0 - 2 * jnp.sum(special.log1p(linalg.diagonal(e)))
+    return 0 - 2 * jnp.sum(m.log_diagonal)
 
 
 @jax.custom_jvp
@@ -83,77 +96,88 @@ def _location_jvp(primals, tangents):
     return 0.5 * jnp.sum(y * y), jnp.sum(slope[:, 0] * ddelta) + by_p
 
 
-def relative_deviation(q: Factored, p: Factored) -> Array:
-    """E of the pair, or of one with the same eigenvalues of S_p^-1 S_q.
+def relative_quotient(q: Factored, p: Factored) -> Quotient:
+    """M of the pair, or of one with the same eigenvalues of S_p^-1 S_q.
 
     Two precisions have those of P_p relative to P_q, which are compared as covariances.
     """
     if isinstance(q.structure, Precision) and isinstance(p.structure, Precision):
         numerator = factorize(Covariance(p.structure.value))
         denominator = factorize(Covariance(q.structure.value))
-        return deviation(numerator, denominator)
-    return deviation(q, p)
+        return quotient(numerator, denominator)
+    return quotient(q, p)
 
 
 @jax.custom_jvp
-def deviation(q: Factored, p: Factored) -> Array:
-    """E = C_p^-1 C_q - I, accurate also where q is almost p."""
-    return _deviation(q, p)
+def quotient(q: Factored, p: Factored) -> Quotient:
+    """M = C_p^-1 C_q, accurate in its difference from I."""
+    return _quotient(q, p)
 
 
-@deviation.defjvp
-def _deviation_jvp(primals, tangents):
+@quotient.defjvp
+def _quotient_jvp(primals, tangents):
     # The factors are functions of the structures, whose tangents say everything.
     (q, p), (dq, dp) = primals, tangents
-    e = deviation(q, p)
+    m = quotient(q, p)
     change_q = q.structure.change(q.factor, dq.structure)
     change_p = p.structure.change(p.factor, dp.structure)
-    plain = change_q - change_p
-    return e, plain + linalg.matmul(e, change_q) - linalg.matmul(change_p, e)
+    dense = m.dense()
+    dm = linalg.matmul(dense, change_q) - linalg.matmul(change_p, dense)
+    return m, Quotient(linalg.strict_lower(dm), linalg.diagonal(change_q - change_p))
 
 
-# ---- E, pair by pair ------------------------------------------------------------------------
+# ---- M, pair by pair ------------------------------------------------------------------------
 
 
-def _deviation(q: Factored, p: Factored) -> Array:
+def _quotient(q: Factored, p: Factored) -> Quotient:
     match q.structure, p.structure:
         case (ScaleTril(), ScaleTril()):
-            gap = jnp.tril(q.factor - p.factor)
-            on = linalg.diagonal(gap) / linalg.diagonal(p.factor)
-            return _with_diagonal(p.whiten(gap), on)
-        case (ScaleTril(), Diagonal() as diagonal):
-            scales = Scale(linalg.diagonal(q.factor))
-            on = coordinates.scale_deviation(scales, diagonal)
-            return _with_diagonal(p.whiten(q.factor), on)
-        case (Diagonal() as diagonal, ScaleTril()):
-            scales = linalg.diagonal(p.factor)
-            on = coordinates.scale_deviation(diagonal, Scale(scales))
-            return _with_diagonal(p.whiten(_with_diagonal(-p.factor, scales * on)), on)
+            below = p.whiten(jnp.tril(q.factor - p.factor))
+            return Quotient(linalg.strict_lower(below), _log_diagonal(q, p))
+        case (ScaleTril(), Diagonal()):
+            below = p.whiten(q.factor)
+            return Quotient(linalg.strict_lower(below), _log_diagonal(q, p))
+        case (Diagonal(), ScaleTril()):
+            on = _log_diagonal(q, p)
+            gap = jnp.diag(linalg.diagonal(p.factor) * special.expm1(on))
+            below = p.whiten(gap - linalg.strict_lower(p.factor))
+            return Quotient(linalg.strict_lower(below), on)
         case (Precision(), _):
-            inverse = _deviation(p, q)
-            eye = jnp.eye(inverse.shape[0], dtype=inverse.dtype)
-            return -linalg.solve_lower(eye + inverse, inverse)
+            inverse = _quotient(p, q)
+            scaled = inverse.lower * special.exp(-inverse.log_diagonal)[None, :]
+            below = -linalg.solve_lower(inverse.dense(), scaled)
+            return Quotient(linalg.strict_lower(below), -inverse.log_diagonal)
         case _:
             return _from_relative_covariance(q, p)
 
 
-def _with_diagonal(a: Array, on: Array) -> Array:
-    """The strictly lower part of a and a given diagonal."""
-    return linalg.strict_lower(a) + jnp.diag(on)
+def _log_diagonal(q: Factored, p: Factored) -> Array:
+    """Log of the quotient of the diagonals of C_q and C_p."""
+    on_q, on_p = (_as_diagonal(x) for x in (q, p))
+    return 0.5 * coordinates.log_variance_ratio(on_q, on_p)
 
 
-def _from_relative_covariance(q: Factored, p: Factored) -> Array:
-    """E as the Cholesky factor of I + S in deviations, S = C_p^-1 (S_q - S_p) C_p^-T.
+def _as_diagonal(x: Factored) -> Diagonal:
+    """The diagonal of C: as given by the user, where the structure is one."""
+    if isinstance(x.structure, Diagonal):
+        return x.structure
+    return Scale(x.structure.factor_diagonal(x.factor))
+
+
+def _from_relative_covariance(q: Factored, p: Factored) -> Quotient:
+    """M as the Cholesky factor of I + S, S = C_p^-1 (S_q - S_p) C_p^-T, or by division.
 
     S carries the difference of q and p and is accurate while it is small; when it is not,
     the quotient of the factors is.
     """
     s = _relative_covariance(q, p)
     near = jnp.max(jnp.abs(s), initial=0) < 0.5
-    quotient = p.whiten(q.structure.dense_factor(q.factor))
-    on = q.structure.factor_diagonal(q.factor) / p.structure.factor_diagonal(p.factor)
-    far = _with_diagonal(quotient, on - 1)
-    return jnp.where(near, linalg.cholesky_deviation(s), far)
+    deviation = linalg.cholesky_deviation(s)
+    divided = p.whiten(q.structure.dense_factor(q.factor))
+    return Quotient(
+        linalg.strict_lower(jnp.where(near, deviation, divided)),
+        jnp.where(near, special.log1p(linalg.diagonal(deviation)), _log_diagonal(q, p)),
+    )
 
 
 def _relative_covariance(q: Factored, p: Factored) -> Array:

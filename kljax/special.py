@@ -341,7 +341,8 @@ def one_plus_x_log1p_minus_x(x: Array) -> Array:
     x = as_float(x)
     near, y, s, tail = _log1p_window(x)
     whole, rest = _log_parts(1 + x)
-    far = (x * (whole - 1) + whole) + (1 + x) * rest
+    above = (x * (whole - 1) + whole) + (1 + x) * rest
+    far = jnp.where(x < 0, (1 + x) * (whole + rest) - x, above)
     limit = jnp.where(x == -1, 1, x * (log(1 + x) - 1))
     far = jnp.where((x > -1) & (x < 1e30), far, limit)
     return jnp.where(near, s * (y + 2 * (1 + y) * tail), far)

@@ -170,8 +170,8 @@ def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
             return jnp.sum(dispersion), jnp.sum(coordinates.location(delta, t))
         case (s, t):
             factored = matrices.factorize(t)
-            e = matrices.relative_deviation(matrices.factorize(s), factored)
-            return matrices.dispersion(e), matrices.location(delta, factored)
+            m = matrices.relative_quotient(matrices.factorize(s), factored)
+            return matrices.dispersion(m), matrices.location(delta, factored)
 
 
 def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
@@ -184,8 +184,8 @@ def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
             return jnp.sum(ratio), jnp.sum(log_ratio)
         case (s, t):
             pair = matrices.factorize(s), matrices.factorize(t)
-            e = matrices.relative_deviation(*pair)
-            return matrices.trace(e), matrices.log_det(e)
+            m = matrices.relative_quotient(*pair)
+            return matrices.trace(m), matrices.log_det(m)
 
 
 def _kl(q: Gaussian, p: Gaussian) -> Array:

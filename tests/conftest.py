@@ -1,0 +1,33 @@
+"""Strict settings for every test: no rank promotion; float32 unless a test asks otherwise."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import jax
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 2)
+
+hypothesis.settings.register_profile(
+    "kljax",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=int(os.environ.get("KLJAX_HYPOTHESIS_EXAMPLES", "60")),
+)
+hypothesis.settings.load_profile("kljax")
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """float64 for the test that asks for it."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,86 @@
+"""The library against stored 40-digit vectors, inputs exactly the float32 given."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import accuracy
+import numpy as np
+import pytest
+import truth
+from accuracy import Case
+from truth import Spread
+
+FILES = sorted(
+    path
+    for path in (Path(__file__).parent / "reference").glob("*.json")
+    if "achieved" not in path.name
+)
+# In ulp of the value and of the sum of the absolute parts of a gradient entry; matrices in
+# units of u cond.
+DIAGONAL_GOAL = (6.0, 6.0)
+MATRIX_GOAL = {
+    "scale_tril": (4.0, 64.0),
+    "covariance_matrix": (8.0, 32.0),
+    "precision_matrix": (8.0, 32.0),
+}
+
+
+def _side(parameters: dict, size: int) -> tuple[np.ndarray, Spread]:
+    if not parameters:
+        return np.zeros(size, np.float32), Spread("scale", np.ones(size, np.float32))
+    loc = np.atleast_1d(np.asarray(parameters["loc"]).astype(np.float32))
+    ((kind, value),) = ((k, v) for k, v in parameters.items() if k != "loc")
+    array = np.asarray(value).astype(np.float32)
+    if kind in truth.DIAGONAL_KINDS:
+        array = np.broadcast_to(array, loc.shape)
+    return loc, Spread(kind, array)
+
+
+def _case(stored: dict) -> Case:
+    size = np.size(stored["q"]["loc"])
+    return Case(*_side(stored["q"], size), *_side(stored["p"], size))
+
+
+def _relative(a, b) -> float:
+    return float(abs(a - b) / abs(b)) if b else float(abs(a))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_truth_reproduces_the_stored_digits(path):
+    for stored in json.loads(path.read_text())["cases"]:
+        case = _case(stored)
+        want = truth.gaussian(*case)
+        kl, terms = truth.exact(stored["kl"])[()], stored.get("terms", {})
+        assert _relative(want.kl, kl) < 1e-38 or abs(want.kl) < 1e-50
+        for name in ("trace", "mahalanobis", "log_det", "dispersion", "location"):
+            exact = truth.exact(terms[name])[()] if name in terms else None
+            if exact:
+                assert _relative(getattr(want, name), exact) < 1e-35
+        for slot, got in (("loc", want.grad_loc), (case.q.kind, want.grad_q)):
+            exact = truth.exact(stored["grad"]["q"].get(slot, 0))
+            got = got.sum() if exact.ndim < got.ndim else got
+            size = float(np.max(np.abs(accuracy._float(exact)), initial=1e-300))
+            assert np.max(np.abs(accuracy._float(got - exact)), initial=0) <= 1e-28 * size
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_library_against_the_vectors(path):
+    stored = json.loads(path.read_text())["cases"]
+    by_size: dict[int, list[dict]] = {}
+    for one in stored:
+        by_size.setdefault(np.size(one["q"]["loc"]), []).append(one)
+    for size, group in by_size.items():
+        different = [_case(one) for one in group if one["tag"] != "equal"]
+        equal = [_case(one) for one in group if one["tag"] == "equal"]
+        kinds = {different[0].q.kind, different[0].p.kind} - set(truth.DIAGONAL_KINDS)
+        if kinds:
+            errors = accuracy.measure_matrix(different, (True,))
+            assert errors.meets(MATRIX_GOAL[kinds.pop()]), (size, errors)
+        else:
+            modes = accuracy.BOTH if size == 1 else (True,)
+            errors = accuracy.measure_diagonal(different, modes)
+            assert errors.meets(DIAGONAL_GOAL), (size, errors)
+        for part in accuracy.evaluate(equal) if equal else ():
+            np.testing.assert_array_equal(part, 0)
