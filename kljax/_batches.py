@@ -36,6 +36,11 @@ def call(function: Callable[..., _T], *records: Any, **static: Any) -> _T:
         raise
 
 
+def _nan_with_gradient(x: Array) -> Array:
+    """A result that is nan has a gradient of nan by every parameter, not only by some."""
+    return x * jnp.where(jnp.isnan(x), jnp.nan, 1.0).astype(x.dtype)
+
+
 def _poison(argument: Argument) -> Array:
     """Nan in place of an invalid value, in the value and in its gradient.
 
@@ -92,7 +97,7 @@ def over_batches(
             else:
                 rebuilt[owner][argument.name.removeprefix(f"{owner}.")] = value
         events = [type(x)(**rebuilt[name]) for name, x in records.items()]
-        return rule(*events, *rest)
+        return jax.tree.map(_nan_with_gradient, rule(*events, *rest))
 
     values = [a.value if is_key(a.value) else a.value.astype(dtype) for a in arguments]
     if precision == "high":

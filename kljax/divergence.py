@@ -150,7 +150,7 @@ def kl_terms(q: Any, p: Any, /, *, precision: _Precision = "default") -> Any:
     `kl_divergence`.
 
     Returns:
-        Record of arrays of the broadcast batch shape, in nats.
+        Record of arrays of the broadcast batch shape; their units are those of the record.
     """
     _check_precision(precision)
     if closed_form("kl_terms", q, p).terms is None:

@@ -131,7 +131,11 @@ def log(x: Array) -> Doubled:
 
     first, second, third = _log2_parts(np.dtype(x.dtype))
     whole = two_sum(n * first, n * second)
-    return add(Doubled(whole.high, whole.low + n * third), log_m)
+    total = add(Doubled(whole.high, whole.low + n * third), log_m)
+    # The bits of nan, inf, 0 or a negative number would read as some other number.
+    usual = (x >= jnp.finfo(x.dtype).tiny) & (x < jnp.inf)
+    plain = jnp.log(jnp.where(usual, 1, x))
+    return Doubled(jnp.where(usual, total.high, plain), jnp.where(usual, total.low, 0))
 
 
 def matmul(a: Array, b: Array) -> Doubled:

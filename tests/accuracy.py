@@ -23,11 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import truth
 from jax import Array
-from truth import Spread, Truth
 
 import kljax
+import truth
+from truth import Spread, Truth
 
 ACHIEVED = Path(__file__).parent / "reference" / "achieved_ulp.json"
 UNIT = 2.0**-24

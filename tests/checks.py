@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
-from cases import Parametrization, draw, moments, rng_for
 
 import kljax
+from cases import Parametrization, draw, moments, rng_for
 
 Pair = tuple[Parametrization, Parametrization]
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import json
 
-import accuracy
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from accuracy import ACHIEVED, BOTH, Row
 
+import accuracy
 import kljax
+from accuracy import ACHIEVED, BOTH, Row
 
 # Fewer cases than the stored table, which `python tests/accuracy.py --store` makes.
 SCALARS, MATRICES = 32, 2

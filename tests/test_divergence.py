@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from cases import PAIRS, pair_name
 from checks import (
     check_definition,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import accuracy
 import numpy as np
 import pytest
+
+import accuracy
 import truth
 from accuracy import Case
 from truth import Spread

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from accuracy import ulp
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
+from accuracy import ulp
 from kljax import doubled, special
 
 # Every STEP-th of the 2^32 float32 numbers; KLJAX_SWEEP_STEP=64 is the dense sweep.

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import PARAMETRIZATIONS, draw, rng_for
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import kljax
+from cases import PARAMETRIZATIONS, draw, rng_for
 
 PARAMETRIZED = pytest.mark.parametrize("which", PARAMETRIZATIONS, ids=str)
 

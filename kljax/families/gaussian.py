@@ -114,6 +114,9 @@ def standard_normal(
 class GaussianTerms:
     """The parts of a Gaussian KL; KL = (trace + mahalanobis - dimension + log_det) / 2.
 
+    The four terms are printed as in the formula, so half of each counts in nats; the two
+    groups and their `total` are nats. In training add up the groups, never the four terms.
+
     Attributes:
         trace: tr(S_p^-1 S_q).
         mahalanobis: (m_q - m_p)^T S_p^-1 (m_q - m_p).

@@ -39,11 +39,10 @@ from jax.scipy.linalg import solve_triangular
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import kljax
 import truth
 from accuracy import Case, diagonal_cases, distribution, matrix_cases, ulp
 from truth import Spread, Truth
-
-import kljax
 
 SEED = 20
 SEPARATIONS = ("1e-1", "1e-3", "1e-5", "1e-7", "far")

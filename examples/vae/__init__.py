@@ -1,0 +1,1 @@
+"""What the VAE example needs around its model: data, flags, evaluation and reports."""

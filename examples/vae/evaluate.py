@@ -1,0 +1,102 @@
+"""The evaluation of a VAE: importance-weighted likelihood and KL per latent."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jax.scipy.special import logsumexp
+
+import kljax
+
+IMPORTANCE_SAMPLES = 512
+# Burda, Grosse and Salakhutdinov (2016) call a latent active above this variance.
+ACTIVE_VARIANCE = 0.01
+# Floats that the largest array of one chunk of images may hold.
+CHUNK_FLOATS = 2**23
+
+Posterior = kljax.MultivariateNormalDiag | kljax.MultivariateNormal
+
+
+class Model(Protocol):
+    """What is asked of a VAE; images are (..., pixels) and latents (..., latents)."""
+
+    def prior(self) -> kljax.MultivariateNormalDiag: ...
+    def posterior(self, images: Array) -> Posterior: ...
+    def decode(self, latents: Array) -> Array: ...
+    def log_likelihood(self, latents: Array, images: Array) -> Array: ...
+
+
+def over_images(
+    function: Callable[[Array, Array], Any], images: Array, key: Array, draws: int = 1
+) -> Any:
+    """function(image, key) of every image, in chunks so that memory stays bounded.
+
+    Args:
+        function: of one float32 image and a key.
+        images: integer pixels, shape (images, pixels).
+        key: split into one key an image.
+        draws: how many times the function decodes its image.
+    """
+    count, pixels = images.shape
+    most = max(1, CHUNK_FLOATS // (draws * max(pixels, 256)))
+    chunk = math.ceil(count / math.ceil(count / most))
+    # Whole chunks only: a shorter last one would be compiled a second time.
+    rows = jnp.arange(chunk * math.ceil(count / chunk)) % count
+    results = jax.lax.map(
+        lambda pair: function(pair[0].astype(jnp.float32), pair[1]),
+        (images[rows], jax.random.split(key, len(rows))),
+        batch_size=chunk,
+    )
+    return jax.tree.map(lambda result: result[:count], results)
+
+
+def assess(model: Model, image: Array, key: Array) -> dict[str, Array]:
+    """Everything that the summary and the pictures need of one image."""
+    q, prior = model.posterior(image), model.prior()
+    latents = kljax.sample(q, key, IMPORTANCE_SAMPLES)
+    log_likelihood = model.log_likelihood(latents, image)
+    # Burda, Grosse and Salakhutdinov (2016): -log of the mean of p(image, z) / q(z).
+    log_ratio = kljax.log_prob(prior, latents) - kljax.log_prob(q, latents)
+    log_mean = logsumexp(log_likelihood + log_ratio) - jnp.log(IMPORTANCE_SAMPLES)
+    reconstruction = -jnp.mean(log_likelihood)
+    kl, terms = kljax.kl_divergence(q, prior), kljax.kl_terms(q, prior)
+    marginals = kljax.Normal(q.loc, variance=kljax.variance(q))
+    return {
+        "minus_elbo": reconstruction + kl,
+        "iw_nll": -log_mean,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "trace": terms.trace,
+        "mahalanobis": terms.mahalanobis,
+        "dimension": terms.dimension,
+        "log_det": terms.log_det,
+        "kl_from_terms": 0.5
+        * (terms.trace + terms.mahalanobis - terms.dimension + terms.log_det),
+        "kl_per_latent": kljax.kl_divergence(marginals, kljax.Normal(0.0, 1.0)),
+        "loc": q.loc,
+        "decoded": jnp.clip(model.decode(q.loc), 0, 1),
+    }
+
+
+@nnx.jit
+def assess_images(model: Model, images: Array, key: Array) -> dict[str, Array]:
+    """`assess` of every image, with an axis of images in front."""
+    return over_images(
+        lambda image, key: assess(model, image, key), images, key, IMPORTANCE_SAMPLES
+    )
+
+
+@nnx.jit(static_argnames="count")
+def decode_prior(model: Model, key: Array, *, count: int) -> Array:
+    """Images in [0, 1] decoded from draws of the prior."""
+    return jnp.clip(model.decode(kljax.sample(model.prior(), key, count)), 0, 1)
+
+
+def active(posterior_means: np.ndarray) -> np.ndarray:
+    """Which latents move with the image; posterior_means are (images, latents)."""
+    return np.var(posterior_means, axis=0, ddof=1) > ACTIVE_VARIANCE

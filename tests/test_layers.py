@@ -1,0 +1,70 @@
+"""Imports run one way: a module uses its own floor or a lower one, and no cycle exists."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent.parent / "kljax"
+FLOORS = [
+    ["special", "doubled", "linalg", "constraints", "_record", "_batches"],
+    ["structure", "coordinates", "matrices"],
+    ["divergence", "distribution"],
+    ["families", "families.gaussian"],
+    [""],
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+
+
+def _name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, without the package's name."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name for a in node.names if a.name.split(".")[0] == "kljax"}
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "kljax":
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                known = module.removeprefix("kljax.") in FLOOR
+                found.add(module if known else node.module)
+    return {name.removeprefix("kljax").removeprefix(".") for name in found}
+
+
+MODULES = {_name(path): _imports(path) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def test_every_module_has_a_floor():
+    assert set(MODULES) == set(FLOOR)
+
+
+def test_imports_run_down():
+    for module, imports in MODULES.items():
+        for used in imports:
+            assert FLOOR[used] <= FLOOR[module], f"{module} imports {used}, a floor above"
+
+
+def test_no_cycles():
+    done: set[str] = set()
+    while len(done) < len(MODULES):
+        ready = {m for m, used in MODULES.items() if m not in done and used <= done}
+        assert ready, f"a cycle among {sorted(set(MODULES) - done)}"
+        done |= ready
+
+
+def test_core_imports_jax_alone():
+    code = (
+        "import sys, jax; before = set(sys.modules); import kljax; "
+        "print(sorted({m.split('.')[0] for m in set(sys.modules) - before}))"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    names = set(ast.literal_eval(out.stdout))
+    assert not names & {"flax", "optax", "chex", "scipy", "matplotlib", "sklearn", "tqdm"}

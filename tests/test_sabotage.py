@@ -1,0 +1,140 @@
+"""Planted mistakes: for each of them the suite's own checks must go red.
+
+Every mistake is made in the formulas of two coordinates and of two matrices. The table says
+which checks see it; a check that goes blind fails here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import checks
+from cases import PARAMETRIZATIONS
+from kljax import coordinates, linalg, matrices, special
+from kljax.families import gaussian
+
+DIAGONAL = (PARAMETRIZATIONS[3], PARAMETRIZATIONS[3])
+FULL = (PARAMETRIZATIONS[6], PARAMETRIZATIONS[6])
+
+
+def _wrong_log_det_of_coordinates(q, p):
+    log_ratio = coordinates.log_variance_ratio(q, p)
+    return (jnp.expm1(log_ratio) + log_ratio) / 2
+
+
+def _wrong_log_det_of_matrices(m):
+    on = 2 * m.log_diagonal
+    return jnp.sum((jnp.expm1(on) + on) / 2) + 0.5 * jnp.sum(m.lower * m.lower)
+
+
+def _forgotten_dimension_of_coordinates(q, p, right=coordinates.dispersion):
+    return right(q, p) + 0.5
+
+
+def _forgotten_dimension_of_matrices(m, right=matrices.dispersion):
+    return right(m) + 0.5 * m.log_diagonal.size
+
+
+def _transposed(lower, b):
+    return linalg.solve_lower_transposed(lower, b)
+
+
+def _doubled(right):
+    return lambda *args: 2 * right(*args)
+
+
+def _swapped(right):
+    return lambda q, p: right(p, q)
+
+
+MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]] = {
+    "sign of log_det, coordinates": (
+        DIAGONAL,
+        [(coordinates, "dispersion", _wrong_log_det_of_coordinates)],
+        {"definition", "gradient", "terms", "sampled"},
+    ),
+    "sign of log_det, matrices": (
+        FULL,
+        [(matrices, "dispersion", _wrong_log_det_of_matrices)],
+        {"definition", "gradient", "terms", "sampled"},
+    ),
+    "dropped 1/2, coordinates": (
+        DIAGONAL,
+        [(coordinates, "location", _doubled(coordinates.location))],
+        {"definition", "gradient", "terms"},
+    ),
+    "dropped 1/2, matrices": (
+        FULL,
+        [(matrices, "location", _doubled(matrices.location))],
+        {"definition", "gradient", "terms"},
+    ),
+    "q and p swapped, coordinates": (
+        DIAGONAL,
+        [(gaussian, "_groups", _swapped(gaussian._groups))],
+        {"definition", "gradient", "terms", "sampled"},
+    ),
+    "q and p swapped, matrices": (
+        FULL,
+        [(gaussian, "_groups", _swapped(gaussian._groups))],
+        {"definition", "gradient", "terms", "sampled"},
+    ),
+    "dimension forgotten, coordinates": (
+        DIAGONAL,
+        [(coordinates, "dispersion", _forgotten_dimension_of_coordinates)],
+        {"definition", "terms", "equal", "sampled"},
+    ),
+    "dimension forgotten, matrices": (
+        FULL,
+        [(matrices, "dispersion", _forgotten_dimension_of_matrices)],
+        {"definition", "terms", "equal", "sampled"},
+    ),
+    "transposed solve": (
+        FULL,
+        [(linalg, "solve_lower", _transposed)],
+        {"definition", "gradient", "terms"},
+    ),
+    "sum of cancelling terms": (
+        DIAGONAL,
+        [(special, "x_minus_log1p", lambda x: (1 + x) - 1 - jnp.log(1 + x))],
+        {"nonnegative"},
+    ),
+}
+
+
+def red_checks(pair: Any) -> set[str]:
+    """The names of the checks that fail for a pair."""
+    jax.clear_caches()
+    checks.evaluated.cache_clear()
+    red = set()
+    for name, check in checks.CHECKS.items():
+        try:
+            check(pair)
+        except AssertionError:
+            red.add(name)
+    return red
+
+
+@pytest.fixture
+def fresh():
+    """No program compiled from a planted mistake outlives its test."""
+    yield
+    jax.clear_caches()
+    checks.evaluated.cache_clear()
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistake_is_seen(name, monkeypatch, fresh):
+    pair, patches, expected = MISTAKES[name]
+    for module, attribute, wrong in patches:
+        monkeypatch.setattr(module, attribute, wrong)
+    red = red_checks(pair)
+    assert expected <= red, f"{name}: red {sorted(red)}, expected {sorted(expected)}"
+
+
+@pytest.mark.parametrize("pair", [DIAGONAL, FULL], ids=["coordinates", "matrices"])
+def test_without_a_mistake_every_check_is_green(pair, fresh):
+    assert red_checks(pair) == set()
