@@ -345,7 +345,8 @@ def one_plus_x_log1p_minus_x(x: Array) -> Array:
     far = jnp.where(x < 0, (1 + x) * (whole + rest) - x, above)
     limit = jnp.where(x == -1, 1, x * (log(1 + x) - 1))
     far = jnp.where((x > -1) & (x < 1e30), far, limit)
-    return jnp.where(near, s * (y + 2 * (1 + y) * tail), far)
+    # The far form is the better one from 2 on, where rounding 1 + x matters less.
+    return jnp.where(near & (x < 2), s * (y + 2 * (1 + y) * tail), far)
 
 
 @one_plus_x_log1p_minus_x.defjvp

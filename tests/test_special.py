@@ -116,13 +116,13 @@ def test_times_exp_where_the_exponential_alone_overflows():
 @pytest.mark.parametrize("kernel", [special.exp, special.log, special.expm1, special.log1p])
 def test_derivatives(kernel, x64):
     x = jnp.linspace(0.5, 5, 11)
-    check_grads(kernel, (x,), order=3, rtol=1e-5)
+    check_grads(kernel, (x,), order=2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", [kernel for kernel, *_ in KERNELS])
 def test_derivatives_of_kernels(kernel, x64):
     x = jnp.array([-0.9, -0.3, -1e-3, 0.0, 1e-3, 0.5, 2.5, 3.5, 20.0])
-    check_grads(kernel, (x,), order=3, rtol=1e-4)
+    check_grads(kernel, (x,), order=2, rtol=1e-4)
 
 
 @given(st.floats(2.0**-120, 2.0**120, width=32))
