@@ -66,7 +66,12 @@ def test_truth_reproduces_the_stored_digits(path):
             assert np.max(np.abs(accuracy._float(got - exact)), initial=0) <= 1e-28 * size
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+# A standard normal p and equal scales are special cases of files that are here.
+LIBRARY = [p for p in FILES if p.stem.split("_")[-1] != "isotropic" and "full" not in p.stem]
+LIBRARY += [p for p in FILES if "full" in p.stem and "standard" not in p.stem]
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=lambda p: p.stem)
 def test_library_against_the_vectors(path):
     stored = json.loads(path.read_text())["cases"]
     by_size: dict[int, list[dict]] = {}
