@@ -1,0 +1,507 @@
+"""The words that formulas are written in: each reads as numbers, as a series and as notation.
+
+`log(x)` of an array is an array; of a `Series` it is a series; of a symbol it is an `Expr`, a
+node of a tree that prints itself and that mutants are made of. So a step of a derivation is
+written once, as a plain function, and every reading of it is that function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kljax.derivations import layout, smallmatrix
+from kljax.derivations.layout import APPLICATION, ATOM, POWER, PRODUCT, Box
+from kljax.derivations.series import Series
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """An operation.
+
+    Attributes:
+        name: what mutants and messages call it.
+        compute: function of arrays or series.
+        show: function of the boxes of its arguments.
+    """
+
+    name: str
+    compute: Callable[..., Any]
+    show: Callable[..., Box]
+
+    def __call__(self, *args: Any) -> Any:
+        if any(isinstance(x, Expr) for x in args):
+            return Expr(self, tuple(as_expr(x) for x in args))
+        return self.compute(*args)
+
+
+@dataclass(frozen=True, eq=False)
+class Expr:
+    """A node of a formula.
+
+    Attributes:
+        op: the operation.
+        args: its arguments.
+        bound: the symbol that the operation binds in its last argument, if it binds one.
+    """
+
+    op: Op
+    args: tuple[Expr, ...]
+    bound: Symbol | None = None
+
+    # Arrays leave mixed expressions to the methods below.
+    __array_priority__ = 1000
+
+    def __add__(self, other: Any) -> Expr:
+        return add(self, other)
+
+    def __radd__(self, other: Any) -> Expr:
+        return add(other, self)
+
+    def __sub__(self, other: Any) -> Expr:
+        return subtract(self, other)
+
+    def __rsub__(self, other: Any) -> Expr:
+        return subtract(other, self)
+
+    def __mul__(self, other: Any) -> Expr:
+        return multiply(self, other)
+
+    def __rmul__(self, other: Any) -> Expr:
+        return multiply(other, self)
+
+    def __truediv__(self, other: Any) -> Expr:
+        return divide(self, other)
+
+    def __rtruediv__(self, other: Any) -> Expr:
+        return divide(other, self)
+
+    def __matmul__(self, other: Any) -> Expr:
+        return matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Expr:
+        return matmul(other, self)
+
+    def __neg__(self) -> Expr:
+        return negative(self)
+
+    def __pow__(self, exponent: Any) -> Expr:
+        return raise_to(self, exponent)
+
+    def __getitem__(self, index: Any) -> Expr:
+        return item(self, index)
+
+    @property
+    def T(self) -> Expr:
+        return transpose(self)
+
+    def __repr__(self) -> str:
+        return layout.plain(box(self))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Symbol(Expr):
+    """A name: a parameter of the derivation, or what an expectation runs over."""
+
+    name: str = ""
+    symmetric: bool = False
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant(Expr):
+    """A number that stands in a formula."""
+
+    value: Any = 0.0
+
+
+def _leaf(*_: Any) -> Any:
+    raise AssertionError("a leaf has a value of its own")
+
+
+LEAF = Op("leaf", _leaf, _leaf)
+
+
+def symbol(name: str, *, symmetric: bool = False) -> Symbol:
+    return Symbol(LEAF, (), name=name, symmetric=symmetric)
+
+
+def as_expr(x: Any) -> Expr:
+    return x if isinstance(x, Expr) else Constant(LEAF, (), value=x)
+
+
+def box(x: Expr) -> Box:
+    """The notation of a formula."""
+    if isinstance(x, Symbol):
+        return layout.name(x.name)
+    if isinstance(x, Constant):
+        return layout.number(x.value)
+    arguments = [box(a) for a in x.args]
+    if x.bound is not None:
+        arguments.append(box(x.bound))
+    return x.op.show(*arguments)
+
+
+def read(function: Callable[..., Any], *symbols: Any) -> Expr:
+    """The tree of a function."""
+    return as_expr(function(*symbols))
+
+
+# ---- arithmetic -----------------------------------------------------------------------------
+
+
+def _infix(sign: str, level: int, right: int) -> Callable[[Box, Box], Box]:
+    def show(a: Box, b: Box) -> Box:
+        joined = layout.hold(a, level), layout.operator(sign), layout.hold(b, right)
+        return layout.row(level, *joined)
+
+    return show
+
+
+def _show_product(a: Box, b: Box) -> Box:
+    sign = [layout.operator("·")] if b.kind == "number" or _leads_with_number(b) else []
+    return layout.row(
+        PRODUCT, layout.hold(a, PRODUCT), *sign, layout.hold(b, max(PRODUCT, _tight(b)))
+    )
+
+
+def _leads_with_number(b: Box) -> bool:
+    if b.kind == "row" and b.level >= PRODUCT:
+        return _leads_with_number(b.parts[0])
+    return b.kind == "number" or (b.kind in ("power", "index") and b.parts[0].kind == "number")
+
+
+def _tight(b: Box) -> int:
+    """A product inside a product needs no parentheses, a sign sum_i does."""
+    return PRODUCT if b.kind != "big" else APPLICATION
+
+
+def _show_negative(a: Box) -> Box:
+    return layout.row(layout.SUM, layout.operator("−"), layout.hold(a, PRODUCT))
+
+
+def _matmul(a: Any, b: Any) -> Any:
+    if isinstance(a, Series) or isinstance(b, Series):
+        return a @ b if isinstance(a, Series) else b.__rmatmul__(a)
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _transpose(a: Any) -> Any:
+    return a.T
+
+
+add = Op("add", lambda a, b: a + b, _infix("+", layout.SUM, layout.SUM))
+subtract = Op("subtract", lambda a, b: a - b, _infix("−", layout.SUM, PRODUCT))
+multiply = Op("multiply", lambda a, b: a * b, _show_product)
+divide = Op("divide", lambda a, b: a / b, layout.fraction)
+negative = Op("negative", lambda a: -a, _show_negative)
+raise_to = Op("power", lambda a, b: a**b, layout.power)
+matmul = Op("matmul", _matmul, _show_product)
+transpose = Op("transpose", _transpose, lambda a: layout.power(a, layout.operator("ᵀ")))
+
+
+class Index:
+    """The running index of a sum, among series: the node axis that it lives on."""
+
+    def __init__(self, depth: int):
+        self.depth = depth
+
+
+def _item(a: Any, index: Any) -> Any:
+    if not isinstance(a, Series):
+        return a[index]
+    if isinstance(index, Index):
+        # The event axis moves to where the sum's node axis, of size 1 so far, is.
+        axis = 1 + a.rank + index.depth - 1
+        parts = np.squeeze(a.parts, axis) if a.parts.shape[axis] == 1 else None
+        if parts is None:
+            return Series(_paired(a.parts, axis), a.depth)
+        return Series(np.moveaxis(parts, 1, axis - 1), a.depth)
+    return a[int(np.asarray(index))]
+
+
+def _paired(parts: np.ndarray, axis: int) -> np.ndarray:
+    """Entry i of node i, where the array runs along the node axis already."""
+    return np.moveaxis(np.diagonal(parts, axis1=1, axis2=axis), -1, axis - 1)
+
+
+item = Op("item", _item, layout.index)
+
+
+# ---- functions ------------------------------------------------------------------------------
+
+
+def _dual(name: str, plain: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A function of arrays that calls the method of a series."""
+
+    def compute(x: Any) -> Any:
+        return getattr(x, name)() if isinstance(x, Series) else plain(jnp.asarray(x))
+
+    return compute
+
+
+def _named(text: str) -> Callable[[Box], Box]:
+    return lambda a: layout.prefix(layout.word(text), a)
+
+
+def _called(text: str) -> Callable[..., Box]:
+    return lambda *args: layout.call(layout.word(text), *args)
+
+
+def _show_exp(a: Box) -> Box:
+    return layout.power(layout.name("e"), a)
+
+
+def _show_sqrt(a: Box) -> Box:
+    return layout.power(a, layout.fraction(layout.number(1), layout.number(2)))
+
+
+log = Op("log", _dual("log", jnp.log), _named("log"))
+exp = Op("exp", _dual("exp", jnp.exp), _show_exp)
+expm1 = Op("expm1", _dual("expm1", jnp.expm1), _called("expm1"))
+log1p = Op("log1p", _dual("log1p", jnp.log1p), _called("log1p"))
+sin = Op("sin", _dual("sin", jnp.sin), _named("sin"))
+sqrt = Op(
+    "sqrt", lambda x: x**0.5 if isinstance(x, Series) else jnp.sqrt(jnp.asarray(x)), _show_sqrt
+)
+
+
+# ---- vectors and matrices -------------------------------------------------------------------
+
+
+def _trace(a: Any) -> Any:
+    return a.contract("ii...->...") if isinstance(a, Series) else jnp.trace(a)
+
+
+def _sum(a: Any) -> Any:
+    return a.contract("i...->...") if isinstance(a, Series) else jnp.sum(a)
+
+
+def _outer(a: Any, b: Any) -> Any:
+    if isinstance(a, Series):
+        return a.product(b, lambda x, y: np.einsum("i...,j...->ij...", x, y))
+    return jnp.outer(a, b)
+
+
+def _diagonal(a: Any) -> Any:
+    return a.contract("ii...->i...") if isinstance(a, Series) else jnp.diagonal(a)
+
+
+def _diagonal_matrix(a: Any) -> Any:
+    if isinstance(a, Series):
+        eye = np.eye(a.shape[0])
+        return a.map(lambda x: np.einsum("ij,i...->ij...", eye, x))
+    return jnp.diag(a)
+
+
+def _lower(a: Any) -> Any:
+    if isinstance(a, Series):
+        mask = np.tril(np.ones(a.shape))
+        return a.map(lambda x: np.einsum("ij,ij...->ij...", mask, x))
+    return jnp.tril(a)
+
+
+def _show_transposed_product(a: Box, b: Box) -> Box:
+    return layout.row(
+        PRODUCT,
+        layout.hold(a, PRODUCT),
+        layout.power(layout.hold(b, ATOM), layout.operator("ᵀ")),
+    )
+
+
+def _show_dot(a: Box, b: Box) -> Box:
+    transposed = layout.power(layout.hold(a, ATOM), layout.operator("ᵀ"))
+    return layout.row(PRODUCT, transposed, layout.hold(b, PRODUCT))
+
+
+def _show_inverse(a: Box) -> Box:
+    return layout.power(a, Box("row", (layout.operator("−"), layout.number(1)), layout.SUM))
+
+
+def _show_log_det(a: Box) -> Box:
+    return layout.row(APPLICATION, layout.word("log"), layout.fence(a, "|", "|"))
+
+
+def _show_square_norm(a: Box) -> Box:
+    return Box("power", (layout.fence(a, "‖", "‖"), layout.number(2)), POWER)
+
+
+tr = Op("tr", _trace, lambda a: layout.call(layout.word("tr"), a))
+inv = Op("inv", _dual("inv", smallmatrix.inv), _show_inverse)
+logdet = Op("logdet", _dual("logdet", smallmatrix.logdet), _show_log_det)
+cholesky = Op("cholesky", _dual("cholesky", smallmatrix.cholesky), _called("chol"))
+outer = Op("outer", _outer, _show_transposed_product)
+dot = Op("dot", _matmul, _show_dot)
+diagonal = Op("diagonal", _diagonal, _called("diag"))
+diagonal_matrix = Op("diagonal_matrix", _diagonal_matrix, _called("Diag"))
+lower = Op("lower", _lower, _called("tril"))
+square_norm = Op("square_norm", lambda a: _sum(a * a), _show_square_norm)
+dimension = Op("dimension", lambda a: float(a.shape[0]), lambda a: layout.name("k"))
+
+
+def quad(a: Any, matrix: Any) -> Any:
+    """a^T M a."""
+    return dot(a, matrix @ a)
+
+
+# ---- what the library ships -----------------------------------------------------------------
+
+
+class Shipped:
+    """A function of the library, as the last line of a derivation.
+
+    Its series come from JAX: value, gradient and Hessian by its own arguments, compiled once
+    for all points and mutants, and the chain rule.
+    """
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+        self._compiled: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        if any(isinstance(x, Series) for x in args):
+            return self._series(args)
+        return self.function(*args)
+
+    def derivatives(self, shapes: list[tuple[int, ...]]) -> Callable[..., Any]:
+        """Compiled value, gradient and Hessian by all arguments, flattened, of a batch."""
+        if self._compiled is None:
+            sizes = [int(np.prod(shape)) for shape in shapes]
+
+            def flat(x: jax.Array) -> jax.Array:
+                parts = jnp.split(x, np.cumsum(sizes)[:-1])
+                return self.function(
+                    *(a.reshape(s) for a, s in zip(parts, shapes, strict=True))
+                )
+
+            def all_orders(x: jax.Array) -> Any:
+                def first(x: jax.Array) -> Any:
+                    value, gradient = jax.value_and_grad(flat)(x)
+                    return gradient, (value, gradient)
+
+                hessian, (value, gradient) = jax.jacfwd(first, has_aux=True)(x)
+                return value, gradient, hessian
+
+            # One at a time: the batch's size then never asks for another program.
+            self._compiled = smallmatrix.quickly(
+                lambda xs: jax.lax.map(all_orders, xs), jnp.zeros((CHUNK, sum(sizes)))
+            )
+        return self._compiled
+
+    def _series(self, args: tuple[Any, ...]) -> Series:
+        like = next(x for x in args if isinstance(x, Series))
+        series = [like._like(x) for x in args]
+        shapes = [x.shape for x in series]
+        tail = np.broadcast_shapes(*(x.parts.shape[1 + x.rank :] for x in series))
+        flat = np.concatenate(
+            [
+                np.broadcast_to(x.parts, (*x.parts.shape[: 1 + x.rank], *tail)).reshape(
+                    len(x.parts), -1, *tail
+                )
+                for x in series
+            ],
+            axis=1,
+        )
+        points = flat[0].reshape(flat.shape[1], -1).T
+        value, gradient, hessian = in_chunks(self.derivatives(shapes), points)
+        return _chain(flat, value, gradient, hessian, tail, like.depth)
+
+
+CHUNK = 16
+
+
+def in_chunks(function: Callable[..., Any], points: np.ndarray) -> Any:
+    """A compiled function of exactly CHUNK rows, on any number of rows."""
+    padded = -(-len(points) // CHUNK) * CHUNK
+    points = np.concatenate([points, np.repeat(points[-1:], padded - len(points), 0)])
+    blocks = [function(points[i : i + CHUNK]) for i in range(0, padded, CHUNK)]
+    return jax.tree.map(lambda *x: np.concatenate([np.asarray(a) for a in x]), *blocks)
+
+
+def _chain(
+    flat: np.ndarray,
+    value: np.ndarray,
+    gradient: np.ndarray,
+    hessian: np.ndarray,
+    tail: tuple[int, ...],
+    depth: int,
+) -> Series:
+    """The series of f(a) from f, f' and f'' at a, for up to two infinitesimals."""
+    count = int(np.prod(tail))
+    value, gradient, hessian = value[:count], gradient[:count], hessian[:count]
+    parts = flat.reshape(len(flat), flat.shape[1], -1)
+    out = [value]
+    for part in parts[1:]:
+        out.append(np.einsum("bn,nb->b", gradient, part))
+    if len(parts) == 4:
+        out[3] = out[3] + np.einsum("nb,bnm,mb->b", parts[1], hessian, parts[2])
+    elif len(parts) > 4:
+        raise NotImplementedError("a function of the library inside a gradient")
+    return Series(np.stack(out).reshape(len(parts), *tail), depth)
+
+
+def shipped(text: str, function: Callable[..., Any], show: Callable[..., Box]) -> Op:
+    """A function of the library as an operation; `text` is how it is called in Python."""
+    return Op(text, Shipped(function), show)
+
+
+# ---- operations that bind a symbol ----------------------------------------------------------
+
+
+def binder(op: Op, args: tuple[Any, ...], function: Callable[[Any], Any], name: str) -> Expr:
+    """An operation over all values of a symbol of a function's body."""
+    bound = symbol(name)
+    return Expr(op, (*(as_expr(a) for a in args), as_expr(function(bound))), bound)
+
+
+def variable_name(function: Callable[..., Any], default: str = "x") -> str:
+    """The name that the author gave: E(lambda z: ...) runs over z."""
+    code = getattr(function, "__code__", None)
+    return code.co_varnames[0] if code is not None and code.co_argcount else default
+
+
+def _show_sum(_: Box, body: Box, bound: Box) -> Box:
+    return layout.big("Σ", bound, body)
+
+
+def _show_gradient(at: Box, body: Box, bound: Box) -> Box:
+    nabla = Box("index", (layout.operator("∇"), bound))
+    return layout.row(APPLICATION, nabla, layout.hold(body, ATOM))
+
+
+SUM = Op("sum", _sum, lambda a: layout.call(layout.word("sum"), a))
+SUM_OVER = Op("sum_over", _leaf, _show_sum)
+# The last place forgotten: what mutants do.
+SUM_BUT_LAST = Op("sum_but_last", _leaf, _show_sum)
+GRADIENT = Op("gradient", _leaf, _show_gradient)
+
+
+def sum_over(values: Any, function: Callable[[Any], Any]) -> Any:
+    """The sum of function(i) over the places of a vector."""
+    if isinstance(values, Expr):
+        return binder(SUM_OVER, (values,), function, variable_name(function, "i"))
+    return jnp.sum(jax.vmap(function)(jnp.arange(values.shape[0])), axis=0)
+
+
+def gradient(function: Callable[[Any], Any], at: Any) -> Any:
+    """The gradient of a function by its argument, there."""
+    if isinstance(at, Expr):
+        name = at.name if isinstance(at, Symbol) else variable_name(function)
+        return binder(GRADIENT, (at,), function, name)
+    return jax.grad(lambda x: jnp.sum(function(x)))(jnp.asarray(at))
+
+
+def stop_gradient(x: Any) -> Any:
+    """The value as a constant."""
+    return STOP(x)
+
+
+STOP = Op(
+    "stop_gradient",
+    lambda x: x.constant() if isinstance(x, Series) else jax.lax.stop_gradient(x),
+    lambda a: layout.call(layout.word("sg"), a),
+)

@@ -1,0 +1,181 @@
+"""How many altered formulas each check would catch alone, and which none of them catches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from kljax.derivations import mutants
+from kljax.derivations.derivation import Derivation
+from kljax.derivations.expectation import Reading, Route
+from kljax.derivations.expression import Expr
+from kljax.derivations.mutants import Mutant
+from kljax.derivations.verify import (
+    TOLERANCE,
+    Trees,
+    any_point,
+    has_expectation,
+    mixed,
+)
+
+CHECKS = ("value", "gradient", "Hessian", "pointwise")
+
+
+class Fate(NamedTuple):
+    """A mutant of a line and the checks that see it."""
+
+    step: int
+    mutant: Mutant
+    seen_by: frozenset[str]
+    proof: str = ""
+
+
+class KillTable(NamedTuple):
+    """What became of every mutant of a derivation."""
+
+    derivation: Derivation
+    fates: tuple[Fate, ...]
+
+    @property
+    def survivors(self) -> tuple[Fate, ...]:
+        """Mutants that no check sees and that are not proved to be the same formula."""
+        return tuple(f for f in self.fates if not f.seen_by and not f.proof)
+
+    def by_kind(self) -> dict[str, Counter[str]]:
+        """For every kind: how many there are, how many are seen, and by which check alone."""
+        out: dict[str, Counter[str]] = {}
+        for fate in self.fates:
+            row = out.setdefault(fate.mutant.kind, Counter())
+            row["mutants"] += 1
+            row["seen"] += bool(fate.seen_by)
+            row.update(fate.seen_by)
+        return out
+
+
+class _Line:
+    """A line with all that its mutants are compared with."""
+
+    def __init__(self, trees: Trees, number: int, values: dict, at: dict):
+        self.step = trees.derivation.steps[number]
+        self.tree = trees.lines[number]
+        self.reading = Reading(values, self.step.route)
+        self.point = Reading(at, Route("at"), at=lambda shape: any_point(shape, _width(at)))
+
+
+def _width(values: dict) -> int:
+    return next(iter(values.values())).parts.shape[-1]
+
+
+def _seen(got: np.ndarray, want: np.ndarray) -> set[str]:
+    """The orders of derivative at which two lines differ."""
+    scale = np.maximum(1, np.abs(want))
+    with np.errstate(invalid="ignore"):
+        error = np.nan_to_num(np.abs(got - want) / scale, nan=np.inf).max(axis=1)
+    out = set()
+    if error[0] > TOLERANCE["value"]:
+        out.add("value")
+    if max(error[1], error[2]) > TOLERANCE["gradient"]:
+        out.add("gradient")
+    if error[3] > TOLERANCE["Hessian"]:
+        out.add("Hessian")
+    return out
+
+
+def kill_table(derivation: Derivation, *, points: int = 3) -> KillTable:
+    """Alters every line at every place, and asks every check.
+
+    A mutant is compared with the lines beside its own: value, slope and curvature along a
+    random direction, and, across algebra steps, the same with the expectation at one point.
+    """
+    names, thetas = derivation.points(points, seed=1)
+    keep = [n for n, name in enumerate(names) if name.startswith("generic") or name == "q = p"]
+    thetas = thetas[keep]
+    rng = np.random.default_rng(17)
+    changes = [rng.normal(size=thetas.shape) for _ in range(2)]
+    with (
+        jax.enable_x64(True),
+        jax.default_device(jax.devices("cpu")[0]),
+        np.errstate(all="ignore"),
+    ):
+        trees = Trees(derivation)
+        values = trees.series(thetas, changes)
+        lines = [_Line(trees, n, values, values) for n in range(len(trees.lines))]
+        fates: list[Fate] = []
+        for part in derivation.parts():
+            numbers = [step.number for step in part]
+            for number in numbers:
+                fates += _fates(trees, lines, numbers, number)
+    return KillTable(derivation, tuple(fates))
+
+
+def _neighbours(lines: list[_Line], numbers: list[int], number: int) -> list[tuple[int, bool]]:
+    """Lines to compare with, and whether across an algebra step."""
+    out = []
+    for other, step in ((number - 1, number), (number + 1, number + 1)):
+        if other not in numbers or lines[step].step.relation != "=":
+            continue
+        rule = lines[step].step.rule
+        out.append((other, rule is not None and rule.pointwise))
+    return out
+
+
+def _fates(trees: Trees, lines: list[_Line], numbers: list[int], number: int) -> list[Fate]:
+    line = lines[number]
+    neighbours = _neighbours(lines, numbers, number)
+    if not neighbours:
+        return []
+    exact = [mixed(lines[other].reading(lines[other].tree), 2) for other, _ in neighbours]
+    line.reading(line.tree)
+    pointwise = [
+        mixed(lines[other].point(lines[other].tree), 2)
+        for other, algebra in neighbours
+        if algebra and any(map(has_expectation, (lines[other].tree, line.tree)))
+    ]
+    if pointwise:
+        line.point(line.tree)
+    parameters = {
+        s: trees.series(np.zeros((1, _size(trees))), [])[s].shape for s in _symbols(trees)
+    }
+    partners = {}
+    for left, right in trees.derivation.partners.items():
+        partners[trees.symbols[left]] = trees.symbols[right]
+        partners[trees.symbols[right]] = trees.symbols[left]
+    out = []
+    for mutant in mutants.of_line(line.tree, line.reading.shapes(), partners, parameters):
+        seen: set[str] = set()
+        got = _evaluate(line.reading, mutant.tree)
+        for want in exact:
+            seen |= _seen(got, want)
+        for want in pointwise:
+            if _seen(_evaluate(line.point, mutant.tree), want):
+                seen.add("pointwise")
+        proof = "" if seen else _proof(trees.derivation, number, mutant)
+        out.append(Fate(number, mutant, frozenset(seen), proof))
+    return out
+
+
+def _proof(derivation: Derivation, number: int, mutant: Mutant) -> str:
+    for same in derivation.same:
+        place = (same.step, same.was, same.inside) == (number, mutant.was, mutant.inside)
+        if place and same.kind in ("", mutant.kind):
+            return same.proof
+    return ""
+
+
+def _evaluate(reading: Reading, tree: Expr) -> np.ndarray:
+    try:
+        return mixed(reading(tree), 2)
+    except np.linalg.LinAlgError:
+        # A mutant may ask for the factor of a matrix that is not positive definite.
+        return np.full((4, 1), np.nan)
+
+
+def _symbols(trees: Trees):
+    return trees.symbols.values()
+
+
+def _size(trees: Trees) -> int:
+    return sum(p.size for p in trees.derivation.parameters.values())
