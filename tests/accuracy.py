@@ -211,14 +211,25 @@ def ulp(x) -> np.ndarray:
     return 2.0 ** (np.floor(np.log2(size)) - 23)
 
 
-def _stack(cases: list[Case]) -> tuple[Any, Any]:
-    """All cases as one batch of q and of p."""
-    q_loc, p_loc = (np.stack([c[i] for c in cases]) for i in (0, 2))
-    q, p = (Spread(cases[0][i].kind, np.stack([c[i].value for c in cases])) for i in (1, 3))
-    return (
-        jax.tree.map(jnp.asarray, distribution(q_loc, q)),
-        jax.tree.map(jnp.asarray, distribution(p_loc, p)),
-    )
+def _padded(loc: np.ndarray, spread: Spread, size: int) -> tuple[np.ndarray, Spread]:
+    """With more coordinates, all N(0, 1): equal in q and p, they change nothing."""
+    own = len(loc)
+    if spread.kind in truth.DIAGONAL_KINDS:
+        one = 0 if spread.kind == "log_variance" else 1
+        value = np.pad(spread.value, (0, size - own), constant_values=one)
+    else:
+        value = np.pad(spread.value, (0, size - own))
+        value[own:, own:] = np.eye(size - own)
+    return np.pad(loc, (0, size - own)), Spread(spread.kind, value)
+
+
+def _stack(sides: list[tuple[np.ndarray, Spread]]) -> Any:
+    """All q, or all p, as one batch of the size of the largest."""
+    size = max(len(loc) for loc, _ in sides)
+    padded = [_padded(loc, spread, size) for loc, spread in sides]
+    spread = Spread(sides[0][1].kind, np.stack([spread.value for _, spread in padded]))
+    batch = distribution(np.stack([loc for loc, _ in padded]), spread)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def _total(precision: str, q: Any, p: Any) -> tuple[Array, Array]:
@@ -230,19 +241,48 @@ _value_and_grad = jax.value_and_grad(_total, argnums=(1, 2), has_aux=True)
 _jitted = jax.jit(_value_and_grad, static_argnums=0)
 
 
+# One compiled program serves cases of any number: it sees so many at a time.
+CHUNK = 32
+
+
+class Computed(NamedTuple):
+    """What the library makes of a case."""
+
+    kl: float
+    gradients: list[np.ndarray]
+    """By the loc and the spread of q, then of p."""
+
+
 def evaluate(
     cases: list[Case], *, jit: bool = True, precision: str = "default"
-) -> tuple[np.ndarray, ...]:
-    """Values and gradients of all cases: (kl, q loc, q spread, p loc, p spread)."""
-    q, p = _stack(cases)
-    if jit:
-        (_, kl), (grad_q, grad_p) = _jitted(precision, q, p)
-    else:
-        with jax.disable_jit():
-            (_, kl), (grad_q, grad_p) = _value_and_grad(precision, q, p)
-    spreads = [jax.tree.leaves(grad)[1] for grad in (grad_q, grad_p)]
-    parts = (kl, grad_q.loc, spreads[0], grad_p.loc, spreads[1])
-    return tuple(np.asarray(x, np.float64) for x in parts)
+) -> list[Computed]:
+    """Values and gradients of all cases."""
+    computed = []
+    for start in range(0, len(cases), CHUNK):
+        chunk = cases[start : start + CHUNK]
+        filled = chunk + cases[-1:] * (CHUNK - len(chunk))
+        q, p = (
+            _stack([(c.q_loc, c.q) for c in filled]),
+            _stack([(c.p_loc, c.p) for c in filled]),
+        )
+        if jit:
+            (_, kl), gradients = _jitted(precision, q, p)
+        else:
+            with jax.disable_jit():
+                (_, kl), gradients = _value_and_grad(precision, q, p)
+        kl, *gradients = (np.asarray(x, np.float64) for x in jax.tree.leaves((kl, gradients)))
+        for index, case in enumerate(chunk):
+            own = [_without_padding(x[index], len(case.q_loc)) for x in gradients]
+            computed.append(Computed(kl[index], own))
+    return computed
+
+
+def _without_padding(gradient: np.ndarray, size: int) -> np.ndarray:
+    own = (slice(size),) * gradient.ndim
+    rest = gradient.copy()
+    rest[own] = 0
+    np.testing.assert_array_equal(rest, 0)
+    return gradient[own]
 
 
 LARGEST, SMALLEST = float(np.finfo(np.float32).max), 2.0**-126
@@ -298,16 +338,15 @@ def measure_diagonal(cases: list[Case], modes: Modes = BOTH) -> Errors:
     return worst
 
 
-def _measure_diagonal(got: tuple[np.ndarray, ...], truths: list[Truth]) -> Errors:
+def _measure_diagonal(computed: list[Computed], truths: list[Truth]) -> Errors:
     value, gradient, violations = 0.0, 0.0, 0
-    for index, want in enumerate(truths):
-        kl = got[0][index]
+    for (kl, gradients), want in zip(computed, truths, strict=True):
         violations += bool(kl < 0)
         if _in_range(want.kl):
             value = max(value, float(_difference(kl, want.kl) / ulp(want.kl)))
             violations += not (np.isfinite(kl) and kl > 0)
-        for slot, parts in enumerate(_gradient_parts(want), start=1):
-            error, bad = _entry_errors(got[slot][index], parts)
+        for got, parts in zip(gradients, _gradient_parts(want), strict=True):
+            error, bad = _entry_errors(got, parts)
             gradient, violations = max(gradient, error), violations + bad
     return Errors(value, gradient, violations)
 
@@ -330,25 +369,23 @@ def measure_matrix(
     units = [UNIT * max(condition_of(c.q), condition_of(c.p)) for c in cases]
     worst = Errors(0.0, 0.0, 0)
     for jit in modes:
-        got = evaluate(cases, jit=jit, precision=precision)
-        worst = worst.merge(_measure_matrix(got, truths, units, precision))
+        computed = evaluate(cases, jit=jit, precision=precision)
+        worst = worst.merge(_measure_matrix(computed, truths, units, precision))
     return worst
 
 
 def _measure_matrix(
-    got: tuple[np.ndarray, ...], truths: list[Truth], units: list[float], precision: str
+    computed: list[Computed], truths: list[Truth], units: list[float], precision: str
 ) -> Errors:
     value, gradient, violations = 0.0, 0.0, 0
-    for index, (want, unit) in enumerate(zip(truths, units, strict=True)):
-        kl = got[0][index]
+    for (kl, gradients), want, unit in zip(computed, truths, units, strict=True):
         scale = float(ulp(want.kl)) if precision == "high" else unit * float(want.kl)
         unit = 2 * UNIT if precision == "high" else unit
         value = max(value, float(_difference(kl, want.kl)) / scale)
         violations += not (np.isfinite(kl) and kl > 0)
-        for slot, parts in enumerate(_gradient_parts(want), start=1):
-            entry = got[slot][index]
-            violations += int(np.sum(~np.isfinite(entry)))
-            error = _norm(_difference(entry, sum(parts[1:], start=parts[0])))
+        for got, parts in zip(gradients, _gradient_parts(want), strict=True):
+            violations += int(np.sum(~np.isfinite(got)))
+            error = _norm(_difference(got, sum(parts[1:], start=parts[0])))
             size = sum(_norm(part) for part in parts)
             gradient = max(gradient, error / (size * unit) if size else error)
     return Errors(value, gradient, violations)

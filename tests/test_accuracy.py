@@ -43,10 +43,8 @@ GROUPS = [
 
 
 def _modes(row: Row) -> tuple[bool, ...]:
-    """Op by op is slow for matrices: one regime each stands for all there."""
-    spot = row.condition == 1e2 and row.regime == "0.001" and len(set(row.kinds)) == 1
     scalar = row.family in ("Normal", "VAE") and len(set(row.kinds)) == 1
-    return BOTH if scalar or spot else (True,)
+    return BOTH if scalar else (True,)
 
 
 @pytest.mark.parametrize("rows", [rows for _, rows in GROUPS], ids=[name for name, _ in GROUPS])
@@ -59,6 +57,20 @@ def test_table(rows):
         value, gradient = (max(0.5, x) for x in achieved[row.key])
         assert errors.value <= 2 * value, (row.key, errors.value, value)
         assert errors.gradient <= 2 * gradient, (row.key, errors.gradient, gradient)
+
+
+@pytest.mark.parametrize("kind", accuracy.MATRIX_KINDS)
+def test_matrices_op_by_op(kind):
+    """Small ones, since every operation is compiled by itself."""
+    same = [row for row in accuracy.rows() if row.kinds == (kind, kind)]
+    rows = [row for row in same if row.precision == "default" and row.condition in (1e2, 1e6)]
+    cases = [
+        case
+        for row in rows
+        for case in accuracy.matrix_cases(row.kinds, row.regime, 3, MATRICES, row.condition, 0)
+    ]
+    errors = accuracy.measure_matrix(cases, (False,))
+    assert errors.meets(rows[0].goal), errors
 
 
 def _stable_gap(u: np.ndarray, ratio: np.ndarray) -> np.ndarray:

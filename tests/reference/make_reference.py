@@ -3,7 +3,7 @@
 Draws new pairs of the family (easy, near from 1e-1 to 1e-6, extreme, equal) whose inputs are
 exactly float32 numbers, and writes value, terms and gradients in the format of the files beside
 this one. Without --out it prints. A stored file is checked, not rewritten, by
-tests/test_reference.py, which recomputes all of its digits with the same functions.
+tests/test_accuracy_reference.py, which recomputes all of its digits with the same functions.
 """
 
 from __future__ import annotations
