@@ -156,18 +156,35 @@ def test_sentence(name, function):
 
 
 def _valid(like):
-    return Normal(0.0, 1.0) if isinstance(like, Normal) else PRIOR
+    """A valid distribution of the same structure, for which the same programs are right."""
+    ((field, _),) = ((k, v) for k, v in vars(like).items() if k != "loc" and v is not None)
+    if isinstance(like, Normal):
+        return Normal(0.0, **{field: 1.0})
+    return MultivariateNormal(ONES, **{field: EYE})
+
+
+_value_and_gradients = jax.jit(jax.value_and_grad(kljax.kl_divergence, argnums=(0, 1)))
+
+
+def _assert_nan(q, p):
+    value, gradients = _value_and_gradients(q, p)
+    assert np.isnan(value)
+    assert all(np.any(np.isnan(x)) for x in jax.tree.leaves(gradients))
 
 
 @pytest.mark.parametrize("name", INVALID)
 def test_invalid_value_gives_nan(name):
     bad, _ = INVALID[name]
-    function = jax.value_and_grad(kljax.kl_divergence, argnums=(0, 1))
-    assert np.isnan(kljax.kl_divergence(bad, bad))
-    for q, p in ((bad, _valid(bad)), (_valid(bad), bad)):
-        value, gradients = jax.jit(function)(q, p)
-        assert np.isnan(value)
-        assert all(np.any(np.isnan(x)) for x in jax.tree.leaves(gradients))
+    _assert_nan(bad, _valid(bad))
+    _assert_nan(_valid(bad), bad)
+    _assert_nan(bad, bad)
+
+
+@pytest.mark.parametrize("name", ["not lower triangular", "not symmetric"])
+def test_invalid_value_beside_another_structure_gives_nan(name):
+    bad, _ = INVALID[name]
+    _assert_nan(bad, PRIOR)
+    _assert_nan(PRIOR, bad)
 
 
 def test_only_the_invalid_entry_of_a_batch_is_nan():
@@ -184,20 +201,24 @@ def test_check_says_what_is_wrong(name):
     assert "\n" not in str(raised.value)
 
 
+@jax.jit
+@checkify.checkify
+@jax.jit
+def _checked(q):
+    kljax.check(q)
+    return kljax.kl_divergence(q, q)
+
+
 @pytest.mark.parametrize("name", INVALID)
 def test_check_under_checkify(name):
     bad, pattern = INVALID[name]
-
-    @jax.jit
-    def checked(q):
-        kljax.check(q)
-        return kljax.kl_divergence(q, q)
-
-    error, _ = checkify.checkify(checked)(bad)
+    error, value = _checked(bad)
     with pytest.raises(checkify.JaxRuntimeError, match=pattern.split("; got")[0]):
         error.throw()
-    error, _ = checkify.checkify(checked)(_valid(bad))
+    assert np.isnan(value)
+    error, value = _checked(_valid(bad))
     error.throw()
+    assert value == 0
 
 
 def test_check_names_the_entry_of_a_batch():
