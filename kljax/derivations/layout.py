@@ -10,6 +10,9 @@ from typing import NamedTuple
 RELATION, SUM, PRODUCT, APPLICATION, POWER, ATOM = range(6)
 
 _GREEK = {
+    "Γ": r"\Gamma",
+    "Δ": r"\Delta",
+    "Ω": r"\Omega",
     "α": r"\alpha",
     "β": r"\beta",
     "γ": r"\gamma",
@@ -18,34 +21,55 @@ _GREEK = {
     "ζ": r"\zeta",
     "η": r"\eta",
     "θ": r"\theta",
+    "ι": r"\iota",
     "κ": r"\kappa",
     "λ": r"\lambda",
     "μ": r"\mu",
     "ν": r"\nu",
+    "ξ": r"\xi",
     "π": r"\pi",
     "ρ": r"\rho",
     "σ": r"\sigma",
     "τ": r"\tau",
+    "υ": r"\upsilon",
     "φ": r"\varphi",
+    "χ": r"\chi",
     "ψ": r"\psi",
     "ω": r"\omega",
     "Λ": r"\Lambda",
     "Σ": r"\Sigma",
     "Φ": r"\Phi",
+    "ℓ": r"\ell",
 }
+# Not \operatorname, which GitHub forbids.
 _OPERATORS = {
     "−": "-",
     "·": r"\cdot ",
     "×": r"\times ",
-    "‖": r"\,\|\,",
+    "∘": r"\circ ",
+    "⊗": r"\otimes ",
+    "‖": r"\parallel ",
+    "|": r"\mid ",
     "≥": r"\ge ",
     "≤": r"\le ",
+    "≈": r"\approx ",
+    "∂": r"\partial ",
     "∇": r"\nabla ",
+    "∫": r"\int ",
     "Σ": r"\sum ",
     "ᵀ": r"\top ",
     "…": r"\dots ",
-    ",": ",\\,",
-    ";": ";\\,",
+    "d": r"\thinspace \mathrm{d}",
+}
+_WORDS = {
+    **{word: rf"\{word} " for word in ("log", "exp", "det", "sin", "cos", "max", "min")},
+    "E": r"\mathbb{E}",
+    "N": r"\mathcal{N}",
+}
+_FENCES = {
+    "|": (r"\lvert ", r"\rvert "),
+    "‖": (r"\lVert ", r"\rVert "),
+    "{": (r"\lbrace ", r"\rbrace "),
 }
 
 
@@ -124,7 +148,7 @@ def call(function: Box, *arguments: Box) -> Box:
     separated: list[Box] = []
     for argument in arguments:
         separated += [operator(","), argument] if separated else [argument]
-    return row(APPLICATION, function, fence(row(SUM, *separated)))
+    return row(ATOM, function, fence(row(SUM, *separated)))
 
 
 def prefix(function: Box, argument: Box) -> Box:
@@ -142,37 +166,106 @@ def latex(box: Box) -> str:
     parts = box.parts
     match box.kind:
         case "name":
-            text = parts[0] if len(parts[0]) == 1 else _text(parts[0])
-            return _GREEK.get(parts[0], text)
+            return _latex_name(parts[0])
         case "number":
-            return parts[0]
+            return _latex_number(parts[0])
         case "operator":
             return _OPERATORS.get(parts[0], parts[0])
         case "word":
-            known = {"log": r"\log ", "exp": r"\exp ", "det": r"\det ", "sin": r"\sin "}
-            return known.get(parts[0], rf"\operatorname{{{parts[0]}}}")
+            return _WORDS.get(parts[0], _upright(parts[0]))
         case "fraction":
             return rf"\frac{{{latex(parts[0])}}}{{{latex(parts[1])}}}"
+        case "power" if _is_half(parts[1]):
+            return rf"\sqrt{{{latex(_bare(parts[0]))}}}"
         case "power":
-            return rf"{{{latex(parts[0])}}}^{{{latex(parts[1])}}}"
+            return f"{_latex_base(_bare_call(parts[0]), 'index')}^{{{latex(parts[1]).strip()}}}"
         case "index":
-            return rf"{{{latex(parts[0])}}}_{{{latex(parts[1])}}}"
+            return f"{_latex_base(_bare_call(parts[0]), 'power')}_{{{latex(parts[1])}}}"
         case "fence":
-            left, inside, right = parts
-            return rf"\left{_bar(left)} {latex(inside)} \right{_bar(right)}"
+            return _latex_fence(*parts)
         case "big":
             sign, below, inside = parts
-            return rf"{_OPERATORS.get(sign, sign)}_{{{latex(below)}}} {latex(inside)}"
+            return rf"{_OPERATORS.get(sign, sign).strip()}_{{{latex(below)}}} {latex(inside)}"
         case _:
-            return " ".join(map(latex, parts))
+            return _latex_row(parts)
 
 
-def _bar(text: str) -> str:
-    return {"‖": r"\|", "|": "|"}.get(text, text)
+def _latex_name(text: str) -> str:
+    return _GREEK.get(text, text if len(text) == 1 else _upright(text))
 
 
-def _text(text: str) -> str:
+def _latex_number(text: str) -> str:
+    digits, _, exponent = text.partition("e")
+    if not exponent:
+        return digits
+    factor = "" if digits == "1" else rf"{digits} \cdot "
+    return f"{factor}10^{{{int(exponent)}}}"
+
+
+def _upright(text: str) -> str:
     return rf"\mathrm{{{text}}}"
+
+
+def _code(text: str) -> str:
+    """An argument's name, as it is typed."""
+    escaped = text.replace("_", r"\_")
+    return rf"\mathtt{{{escaped}}}"
+
+
+def _latex_base(box: Box, other: str) -> str:
+    """What a power or an index is written at, in braces unless TeX sees its end."""
+    simple = box.kind in ("name", "number", "word", "operator", "fence", other)
+    return latex(box) if simple else f"{{{latex(box)}}}"
+
+
+def _latex_fence(left: str, inside: Box, right: str) -> str:
+    opening, closing = _FENCES.get(left, (left, right))
+    if _is_tall(inside):
+        return rf"\left{opening.strip()} {latex(inside)} \right{closing.strip()}"
+    return f"{opening}{latex(inside)} {closing.strip()}".replace(" )", ")").replace(" ]", "]")
+
+
+def _latex_row(parts: tuple[Box, ...]) -> str:
+    out = ""
+    for position, part in enumerate(parts):
+        following = parts[position + 1] if position + 1 < len(parts) else None
+        named = part.kind == "word" and following == operator("=")
+        out += _code(part.parts[0]) if named else latex(part)
+        if not _is_close(position, part, following):
+            out = out.rstrip() + " "
+    return out.rstrip()
+
+
+def _is_close(position: int, part: Box, following: Box | None) -> bool:
+    """Whether LaTeX is easier to read without a space there: f(x), -1, (a, b)."""
+    if part.kind == "operator":
+        return position == 0 and part.parts[0] == "−"
+    if following is None or following.kind == "operator":
+        return following is not None and following.parts[0] in ",;"
+    return following.kind == "fence" and part.kind in ("word", "name", "index", "fence")
+
+
+def _is_tall(box: Box) -> bool:
+    """Whether its parentheses must grow."""
+    if box.kind in ("fraction", "big"):
+        return True
+    return any(isinstance(part, Box) and _is_tall(part) for part in box.parts)
+
+
+def _is_half(box: Box) -> bool:
+    return box == fraction(number(1), number(2))
+
+
+def _bare(box: Box) -> Box:
+    """Without its parentheses."""
+    return box.parts[1] if box.kind == "fence" and box.parts[0] == "(" else box
+
+
+def _bare_call(box: Box) -> Box:
+    """chol(T) for (chol(T)): what is below or above it can belong to nothing else."""
+    inside = _bare(box)
+    call = inside.kind == "row" and [p.kind for p in inside.parts] == ["word", "fence"]
+    return inside if call and inside.parts[0] != word("log") else box
 
 
 def mathml(box: Box) -> str:
@@ -184,15 +277,17 @@ def mathml(box: Box) -> str:
         case "number":
             return f"<mn>{escape(parts[0])}</mn>"
         case "operator":
-            return f"<mo>{escape(parts[0])}</mo>"
+            return f"<mo>{'⊤' if parts[0] == 'ᵀ' else escape(parts[0])}</mo>"
         case "word":
             return f'<mi mathvariant="normal">{escape(parts[0])}</mi><mo>&#x2061;</mo>'
         case "fraction":
             return f"<mfrac>{_mrow(parts[0])}{_mrow(parts[1])}</mfrac>"
+        case "power" if _is_half(parts[1]):
+            return f"<msqrt>{mathml(_bare(parts[0]))}</msqrt>"
         case "power":
-            return f"<msup>{_mrow(parts[0])}{_mrow(parts[1])}</msup>"
+            return f"<msup>{_mrow(_bare_call(parts[0]))}{_mrow(parts[1])}</msup>"
         case "index":
-            return f"<msub>{_mrow(parts[0])}{_mrow(parts[1])}</msub>"
+            return f"<msub>{_mrow(_bare_call(parts[0]))}{_mrow(parts[1])}</msub>"
         case "fence":
             left, inside, right = parts
             return (
@@ -228,7 +323,8 @@ def plain(box: Box) -> str:
         case "power":
             exponent = plain(parts[1])
             raised = _SUPERSCRIPT.get(exponent)
-            return plain(parts[0]) + (raised or f"^{_plain_held(parts[1], ATOM)}")
+            simple = parts[1].kind in ("name", "number")
+            return plain(parts[0]) + (raised or f"^{exponent if simple else f'({exponent})'}")
         case "index":
             return f"{plain(parts[0])}_{plain(parts[1])}"
         case "fence":
