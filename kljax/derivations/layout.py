@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from html import escape
 from typing import NamedTuple
@@ -365,3 +366,35 @@ def _plain_row(box: Box) -> str:
 def _sticks(before: str, after: str) -> bool:
     """Two names in a row need a space between them."""
     return (before.isalnum() or before in "²³ᵀ⁻¹)]") and (after.isalnum() or after in "Σ∇")
+
+
+# ---- short texts ----------------------------------------------------------------------------
+
+_TOKEN = re.compile(r"_?[A-Za-z]+|[0-9]+|_?\S")
+_RAISED = {"²": "^{2}", "³": "^{3}", "ᵀ": r"^{\top}", "↦": r"\mapsto"}
+
+
+def text_latex(text: str) -> str:
+    """LaTeX of a short text such as KL(q‖p) or ∂KL/∂l at q = p."""
+    out = ""
+    for token in _TOKEN.findall(text):
+        written = _token_latex(token)
+        if written[:1] not in "^_,;)" and out[-1:] not in "(":
+            out += " "
+        out += written
+    return out.replace(r" } \text{ ", " ").replace("/ ", "/").replace(" (", "(").strip()
+
+
+def _token_latex(token: str) -> str:
+    if token.startswith("_") and len(token) > 1:
+        return f"_{{{_token_latex(token[1:])}}}"
+    if token in _RAISED:
+        return _RAISED[token]
+    if token in _WORDS:
+        return _WORDS[token].strip()
+    if len(token) == 1 or token.isdigit():
+        known = _GREEK.get(token, token if token == "d" else _OPERATORS.get(token, token))
+        return known.strip()
+    if re.fullmatch("d[a-z]", token):
+        return rf"\mathrm{{d}}{token[1]}"
+    return rf"\text{{ {token} }}" if token.islower() else _upright(token)
