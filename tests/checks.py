@@ -80,7 +80,9 @@ def check_definition(pair: Pair) -> None:
 def _mean_and_covariance(x: Any) -> Moments:
     loc = jnp.atleast_1d(x.loc)
     if getattr(x, "scale_tril", None) is not None:
-        return loc, x.scale_tril @ x.scale_tril.T
+        # What is above the diagonal of a factor has a gradient of 0.
+        factor = jnp.tril(x.scale_tril)
+        return loc, factor @ factor.T
     if getattr(x, "covariance_matrix", None) is not None:
         return loc, (x.covariance_matrix + x.covariance_matrix.T) / 2
     if getattr(x, "precision_matrix", None) is not None:
@@ -93,7 +95,7 @@ def _mean_and_covariance(x: Any) -> Moments:
     return loc, jnp.diag(jnp.atleast_1d(scale) ** 2)
 
 
-def _independent_kl(q: Moments, p: Moments) -> jax.Array:
+def _by_moments(q: Moments, p: Moments) -> jax.Array:
     """The definition again, differentiable: cubature and densities written with jnp.linalg."""
 
     def log_density(loc: jax.Array, covariance: jax.Array, x: jax.Array) -> jax.Array:
@@ -112,7 +114,7 @@ def _independent_kl(q: Moments, p: Moments) -> jax.Array:
 
 
 # By the moments, then from them to the parameters: so all pairs share a compiled program.
-_gradient_by_moments = jax.jit(jax.grad(_independent_kl, argnums=(0, 1)))
+_gradient_by_moments = jax.jit(jax.grad(_by_moments, argnums=(0, 1)))
 
 
 @jax.jit
@@ -121,21 +123,30 @@ def _to_parameters(x: Any, by_moments: Moments) -> Any:
     return pull_back(by_moments)[0]
 
 
+def gradient_of_definition(q: Any, p: Any) -> tuple[Any, Any]:
+    """In float64, by the parameters of q and of p."""
+    with jax.enable_x64(True):
+        q, p = jax.tree.map(lambda x: x.astype(jnp.float64), (q, p))
+        by_q, by_p = _gradient_by_moments(_mean_and_covariance(q), _mean_and_covariance(p))
+        return _to_parameters(q, by_q), _to_parameters(p, by_p)
+
+
+def hessian_of_definition(q: Any, p: Any) -> Any:
+    """In float64, by the parameters of q and of p, as `jax.hessian` returns it."""
+
+    def kl(q: Any, p: Any) -> jax.Array:
+        return _by_moments(_mean_and_covariance(q), _mean_and_covariance(p))
+
+    with jax.enable_x64(True):
+        q, p = jax.tree.map(lambda x: x.astype(jnp.float64), (q, p))
+        return jax.jit(jax.hessian(kl, argnums=(0, 1)))(q, p)
+
+
 def check_gradient(pair: Pair) -> None:
     """Every derivative is that of the definition."""
     q, p, *_, gradient = evaluated(pair)
-    with jax.enable_x64(True):
-        by_q, by_p = _gradient_by_moments(_mean_and_covariance(q), _mean_and_covariance(p))
-        want = _to_parameters(q, by_q), _to_parameters(p, by_p)
-    chex.assert_trees_all_close(_lower(gradient), _lower(want), rtol=1e-8, atol=1e-10)
-
-
-def _lower(gradients: tuple[Any, Any]) -> Any:
-    """Gradients by a Cholesky factor count below the diagonal only."""
-    return [
-        jnp.tril(x) if "scale_tril" in jax.tree_util.keystr(path) else x
-        for path, x in jax.tree_util.tree_flatten_with_path(gradients)[0]
-    ]
+    want = gradient_of_definition(q, p)
+    chex.assert_trees_all_close(gradient, want, rtol=1e-8, atol=1e-10)
 
 
 # ---- the parts ------------------------------------------------------------------------------
