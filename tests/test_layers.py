@@ -29,10 +29,11 @@ FLOORS = [
         "derivations.mutants",
         "derivations.verify",
         "derivations.kill",
+        "derivations.mend",
         "derivations.page",
     ],
     ["derivations.catalogue", *(f"derivations.catalogue.{name}" for name in CATALOGUE)],
-    ["derivations", "derivations.render", "cli"],
+    ["derivations", "derivations.render", "cli", "__main__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

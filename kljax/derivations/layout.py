@@ -43,7 +43,7 @@ _GREEK = {
     "ℓ": r"\ell",
 }
 # Not \operatorname, which GitHub forbids.
-_OPERATORS = {
+_OPERATORS: dict[str, str] = {
     "−": "-",
     "·": r"\cdot ",
     "×": r"\times ",
@@ -62,7 +62,7 @@ _OPERATORS = {
     "…": r"\dots ",
     "d": r"\thinspace \mathrm{d}",
 }
-_WORDS = {
+_WORDS: dict[str, str] = {
     **{word: rf"\{word} " for word in ("log", "exp", "det", "sin", "cos", "max", "min")},
     "E": r"\mathbb{E}",
     "N": r"\mathcal{N}",
@@ -171,7 +171,7 @@ def latex(box: Box) -> str:
         case "number":
             return _latex_number(parts[0])
         case "operator":
-            return _OPERATORS.get(parts[0], parts[0])
+            return _sign(parts[0])
         case "word":
             return _WORDS.get(parts[0], _upright(parts[0]))
         case "fraction":
@@ -181,18 +181,34 @@ def latex(box: Box) -> str:
         case "power":
             return f"{_latex_base(_bare_call(parts[0]), 'index')}^{{{latex(parts[1]).strip()}}}"
         case "index":
-            return f"{_latex_base(_bare_call(parts[0]), 'power')}_{{{latex(parts[1])}}}"
+            base, below = _flat_index(box)
+            return f"{_latex_base(_bare_call(base), 'power').strip()}_{{{latex(below)}}}"
         case "fence":
             return _latex_fence(*parts)
         case "big":
             sign, below, inside = parts
-            return rf"{_OPERATORS.get(sign, sign).strip()}_{{{latex(below)}}} {latex(inside)}"
+            return rf"{_sign(sign).strip()}_{{{latex(below)}}} {latex(inside)}"
         case _:
             return _latex_row(parts)
 
 
+def _sign(text: str) -> str:
+    return _OPERATORS.get(text, text)
+
+
+def _flat_index(box: Box) -> tuple[Box, Box]:
+    """A base and all its indices: S_1,0 for the entry 0 of row 1 of S."""
+    base, below = box.parts
+    if base.kind != "index":
+        return base, below
+    inner, first = _flat_index(base)
+    return inner, row(SUM, first, operator(","), below)
+
+
 def _latex_name(text: str) -> str:
-    return _GREEK.get(text, text if len(text) == 1 else _upright(text))
+    if len(text) == 1 or not text.isalpha():
+        return _GREEK.get(text) or (text_latex(text) if len(text) > 1 else text)
+    return _upright(text)
 
 
 def _latex_number(text: str) -> str:
@@ -288,7 +304,8 @@ def mathml(box: Box) -> str:
         case "power":
             return f"<msup>{_mrow(_bare_call(parts[0]))}{_mrow(parts[1])}</msup>"
         case "index":
-            return f"<msub>{_mrow(_bare_call(parts[0]))}{_mrow(parts[1])}</msub>"
+            base, below = _flat_index(box)
+            return f"<msub>{_mrow(_bare_call(base))}{_mrow(below)}</msub>"
         case "fence":
             left, inside, right = parts
             return (

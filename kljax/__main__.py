@@ -1,0 +1,7 @@
+"""`python -m kljax` is `kljax`."""
+
+import sys
+
+from kljax.cli import main
+
+sys.exit(main())
