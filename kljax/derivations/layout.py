@@ -294,6 +294,9 @@ def mathml(box: Box) -> str:
         case "number":
             return f"<mn>{escape(parts[0])}</mn>"
         case "operator":
+            if parts[0] == "d":
+                # MathML would put spaces around an operator.
+                return '<mi mathvariant="normal">d</mi>'
             return f"<mo>{'⊤' if parts[0] == 'ᵀ' else escape(parts[0])}</mo>"
         case "word":
             return f'<mi mathvariant="normal">{escape(parts[0])}</mi><mo>&#x2061;</mo>'
@@ -316,7 +319,19 @@ def mathml(box: Box) -> str:
             sign, below, inside = parts
             return f"<munder><mo>{escape(sign)}</mo>{_mrow(below)}</munder>{_mrow(inside)}"
         case _:
-            return "".join(map(mathml, parts))
+            return "".join(map(_spaced, (None, *parts), parts))
+
+
+def _spaced(before: Box | None, box: Box) -> str:
+    """A box in a row, with the thin space around a function's name that browsers omit."""
+    first = box
+    while first.kind in ("row", "index"):
+        first = first.parts[0]
+    named = first.kind == "word" or first.parts == ("d",)
+    if before is None or "operator" in (before.kind, "" if named else box.kind):
+        return mathml(box)
+    apart = named or (before.kind == "word" and box.kind != "fence")
+    return ('<mspace width="0.17em"/>' if apart else "") + mathml(box)
 
 
 def _mrow(box: Box) -> str:
