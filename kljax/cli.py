@@ -33,7 +33,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from kljax import __version__
 
-        parser.exit(OK, f"kljax {__version__}\n")
+        print(f"kljax {__version__}")
+        parser.exit(OK)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -166,7 +167,7 @@ def _html(derivation: Derivation, file: str) -> int:
 
     try:
         text = page.page(derivation)
-    except ValueError as unsupported:
+    except (ValueError, NotImplementedError) as unsupported:
         raise _Mistaken(str(unsupported)) from None
     try:
         Path(file).write_text(text, encoding="utf-8")

@@ -54,7 +54,6 @@ _NAMES = {"e": "Euler's number", "k": "number of coordinates", "I": "identity ma
 _BOUND = {
     "expectation": "a draw from the law that E is under",
     "integral": "the variable of the integral",
-    "sum_over": "index of a sum",
     "gradient": "where the gradient is taken",
 }
 
@@ -79,7 +78,11 @@ def glossary(derivation: Derivation) -> list[tuple[str, str]]:
     for node in (node for tree in trees for node in _nodes(tree) if node.bound is not None):
         assert node.bound is not None
         finite = isinstance(node.op, ExpectationOp) and node.op.base == "finite"
-        meaning = "one of finitely many outcomes" if finite else _BOUND.get(node.op.name, "")
+        meaning = (
+            "one of finitely many outcomes"
+            if finite
+            else _BOUND.get(node.op.name, "index of a sum")
+        )
         out.setdefault(node.bound.name, meaning)
     words: dict[str, str] = {}
     for box in (b for tree in trees for b in _boxes(ex.box(tree))):
@@ -331,6 +334,8 @@ def _terminal_line(
     out += ["", formula, ""]
     if step.note:
         out.append(_paragraph(step.note, width, margin))
+    if step.restates:
+        out.append(f"{margin}It builds on `kljax derive {step.restates}`.")
     failed = any(f.step == step.number for f in report.failures)
     out.append(_paragraph(number(line.example), width, margin))
     if measured := checks(step, line):
@@ -659,7 +664,10 @@ def _steps(derivation: Derivation) -> Iterator[str]:
     for step in derivation.steps:
         rule = step.rule
         if rule is None:
-            yield f"**{step.number}. Definition of {step.quantity}.** {step.note}".strip()
+            base = f" It builds on [{step.restates}]({step.restates}.md)."
+            shown = base if step.restates else ""
+            head = f"**{step.number}. Definition of {step.quantity}.**"
+            yield f"{head} {step.note}{shown}".strip()
         else:
             source = f" *({rule.source})*"
             yield f"**{step.number}. {_capital(rule.name)}.** {rule.statement}{source}"
@@ -722,9 +730,13 @@ def _short(example: Any) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    names = [{"condition 1e4": "the matrices have a condition of 1e4"}.get(n, n) for n in names]
-    names = [{"far apart": "q and p are far apart"}.get(n, n) for n in names]
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    said = {
+        "q near p": "q is near p",
+        "far apart": "they are far apart",
+        "condition 1e4": "the matrices have a condition of 1e4",
+    }
+    names = [said.get(name, name) for name in names]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])}, or {names[-1]}"
 
 
 def _mistakes(derivation: Derivation, kills: Kills) -> Iterator[str]:
@@ -735,7 +747,7 @@ def _mistakes(derivation: Derivation, kills: Kills) -> Iterator[str]:
         f"formulas, of which the checks see {seen}. "
         + (f"{proved} are the same formula, with a proof below. " if proved != "0" else "")
         + ("None is left." if alive == "0" else f"{alive} are left.")
-        + " The last four columns say how many each check would see alone."
+        + " The last columns say how many each check would see alone."
     )
     head = ("mistake", *_KILL_HEAD)
     order = sorted(kills, key=lambda kind: -kills[kind].get("mutants", 0))

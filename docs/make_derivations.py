@@ -1,0 +1,214 @@
+"""Writes docs/derivations: a page and a figure for every derivation, and the index.
+
+python docs/make_derivations.py               checks everything anew: minutes
+python docs/make_derivations.py univariate    checks these anew
+python docs/make_derivations.py --text        rewrites the pages from the stored numbers
+python docs/make_derivations.py --check       exit status 1 if a page is not what it would write
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kljax.derivations import catalogue, render
+from kljax.derivations.derivation import Derivation
+from kljax.derivations.kill import kill_table
+from kljax.derivations.verify import LineReport, Report, verify
+
+FOLDER = Path(__file__).parent / "derivations"
+MEASURED = FOLDER / "measured.json"
+
+INDEX = """\
+# Why the formulas are true
+
+A derivation begins at a definition and ends at the function that the library runs. Every line
+is one Python function. The page prints it as mathematics, JAX evaluates and differentiates it,
+and the checks alter it to see whether they would notice; nothing is written twice.
+
+```sh
+kljax derive                # lists them
+kljax derive univariate     # walks through one, line by line
+kljax verify                # checks all
+kljax verify --mutants      # and alters every line at every place
+```
+
+{table}
+
+The columns are the largest errors over all lines of a derivation.
+
+## How to read the tables
+
+Two lines that are equal have the same value, the same gradient and the same Hessian by every
+parameter, wherever they are evaluated. So each line is compared with the one before it and with
+the definition, in float64, at random points and at named hard ones: q = p, q near p, far apart,
+matrices with a condition of 1e4.
+
+| column | what it says |
+|---|---|
+| number | the line at one and the same point: it does not change down the page |
+| value | largest relative error of the value; at most {value} is allowed |
+| gradient | largest error of the derivative by any parameter; at most {gradient} |
+| Hessian | largest error of any second derivative; at most {hessian} |
+| pointwise | the same with every expectation replaced by the value at a point; {hessian} |
+| sampled | standard errors between the line and means of random draws; at most {z} |
+| same bits | share of the points where both lines agree in every bit |
+
+Algebra under an expectation must hold at every single point, whatever the expectation is; that
+is the column *pointwise*. Lines that agree in all bits everywhere would be one computation done
+twice, which proves nothing. Errors are rounded up to a power of ten. A point where a line is
+not differentiable is named below its table, with the reason.
+
+Expectations are not sampled, except in the column that says so. The logarithm of the ratio of
+two Gaussians is a quadratic, and a few well-chosen points integrate it exactly; lines next to
+each other use different points wherever they can, so that an error cannot be on both sides.
+
+Agreement at random points to fifteen digits, at three orders of derivative, is strong evidence
+and not a proof. How strong is counted: {seen} of {altered} formulas with one mistake each were
+seen by at least one check, and {proved} are the same formula in another form.
+"""
+
+
+def measured() -> dict[str, Any]:
+    return json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+
+
+def measure(derivation: Derivation) -> dict[str, Any]:
+    """Checks a derivation and returns what the pages show, rounded to what they show."""
+    report = verify(derivation)
+    if not report.ok:
+        raise SystemExit(render.failures(report))
+    return {
+        "lines": [_stored(line) for line in report.lines],
+        "kills": render.kills_of(kill_table(derivation)),
+    }
+
+
+def _stored(line: LineReport) -> dict[str, Any]:
+    rounded = {
+        key: None if value is None else float(f"{value:.0e}")
+        for key, value in line._asdict().items()
+        if key in ("value", "gradient", "hessian", "pointwise")
+    }
+    return {
+        **rounded,
+        "z": None if line.z is None else round(line.z, 1),
+        "same_bits": None if line.same_bits is None else round(line.same_bits, 2),
+        "example": json.loads(json.dumps(_rounded(line.example))),
+    }
+
+
+def _rounded(x: Any) -> Any:
+    x = np.asarray(x)
+    return [_rounded(row) for row in x] if x.ndim else float(f"{float(x):.11g}")
+
+
+def report_of(derivation: Derivation, stored: dict[str, Any]) -> Report:
+    """The report behind stored numbers.
+
+    Raises:
+        ValueError: if the derivation has more or fewer lines than were measured.
+    """
+    if len(stored["lines"]) != len(derivation.steps):
+        raise ValueError(
+            f"{derivation.name} has {len(derivation.steps)} lines and {len(stored['lines'])} "
+            f"were measured; run python docs/make_derivations.py {derivation.name}."
+        )
+    lines = tuple(
+        LineReport(step=n, **{**line, "example": np.asarray(line["example"])})
+        for n, line in enumerate(stored["lines"])
+    )
+    return Report(derivation, lines, ())
+
+
+def pages(numbers: dict[str, Any]) -> dict[str, str]:
+    """File names and texts of all pages that were measured."""
+    names = [name for name in catalogue.NAMES if name in numbers]
+    reports = {name: report_of(catalogue.get(name), numbers[name]) for name in names}
+    out = {}
+    for name, report in reports.items():
+        # The captions are with the figures, which need matplotlib; they are stored.
+        caption = numbers[name].get("figure")
+        figure = (f"{name}.svg", caption) if caption else None
+        text = render.markdown(report.derivation, report, numbers[name]["kills"], figure)
+        out[f"{name}.md"] = text + _links(name, names)
+    out["README.md"] = _index(list(reports.values()), numbers)
+    return out
+
+
+def _links(name: str, names: list[str]) -> str:
+    """The foot of a page: how to run it, and the pages beside it."""
+    place = names.index(name)
+    links = ["[all derivations](README.md)"]
+    if place:
+        links.insert(0, f"[← {catalogue.get(names[place - 1]).title}]({names[place - 1]}.md)")
+    if place + 1 < len(names):
+        links.append(f"[{catalogue.get(names[place + 1]).title} →]({names[place + 1]}.md)")
+    code = f"`kljax derive {name}` tells it in a terminal; its source is "
+    source = f"../../kljax/derivations/catalogue/{name}.py"
+    return f"\n---\n\n{code}[{name}.py]({source}).\n\n{' · '.join(links)}\n"
+
+
+def _index(reports: list[Report], numbers: dict[str, Any]) -> str:
+    kills = {
+        report.derivation.name: numbers[report.derivation.name]["kills"] for report in reports
+    }
+    rows = [row for kinds in kills.values() for row in kinds.values()]
+
+    def total(key: str) -> str:
+        return f"{sum(row.get(key, 0) for row in rows):,}"
+
+    limits = [render.error(x) for x in render.TOLERANCE.values()]
+    return INDEX.format(
+        table=render.markdown_table(reports, kills),
+        **dict(zip(("value", "gradient", "hessian"), limits, strict=True)),
+        z=f"{render.Z_LIMIT:.0f}",
+        altered=total("mutants"),
+        seen=total("seen"),
+        proved=total("proved"),
+    )
+
+
+def stale(numbers: dict[str, Any]) -> list[str]:
+    """Names of the pages that differ from what would be written, and of those left over."""
+    wanted = pages(numbers)
+    written = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.glob("*.md")}
+    changed = [name for name, text in wanted.items() if written.get(name) != text]
+    return sorted(changed + [name for name in written if name not in wanted])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--text", action="store_true", help="use the stored numbers")
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    numbers = measured()
+    if options.check:
+        changed = stale(numbers)
+        print("\n".join(f"docs/derivations/{name} is stale." for name in changed))
+        return bool(changed)
+    import derivation_figures as figures
+
+    FOLDER.mkdir(exist_ok=True)
+    for name in options.names or catalogue.NAMES:
+        if not options.text:
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            numbers[name] = measure(catalogue.get(name))
+        if name in figures.FIGURES and name in numbers:
+            numbers[name]["figure"] = figures.FIGURES[name][1]
+            figures.write(name, FOLDER)
+    numbers = {name: numbers[name] for name in catalogue.NAMES if name in numbers}
+    MEASURED.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
+    for name, text in pages(numbers).items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
