@@ -196,7 +196,7 @@ def check_picture(path: Path) -> None:
     assert height > 200
     assert width > 500
     assert np.all(np.isfinite(picture))
-    colors = np.unique(picture[::2, ::2, :3].reshape(-1, 3), axis=0)
+    colors = np.unique(picture[::2, ::2, :3] @ np.array([1, 256, 256**2]))
     assert len(colors) > 16
     assert picture[..., :3].min() < 0.2
     assert picture[..., :3].max() > 0.9
