@@ -34,7 +34,8 @@ class Same(NamedTuple):
     Attributes:
         step: number of the line.
         was: the part that may be altered.
-        inside: the expectation, sum or gradient around it.
+        inside: how the text of what is around it begins: an expectation, sum or gradient, or
+            "the law of" an expectation.
         proof: why it does not matter.
         kind: the kind of mutant, or an empty string for any.
     """
@@ -71,7 +72,10 @@ class Step:
         quantity: for a first line, what it is the definition of.
         note: a sentence for the reader.
         skip: names of points where the line is not differentiable, with the reason.
-        constant: whether the line is the same number for all parameters.
+        shipped: whether the line is a function of the library.
+        sampled: whether its expectations can be replaced by means of draws.
+        restates: name of the derivation whose line this is, if it is another's.
+        at_points: whether the step holds with every expectation a value at any one point.
     """
 
     number: int
@@ -84,6 +88,8 @@ class Step:
     skip: dict[str, str] = field(default_factory=dict)
     shipped: bool = False
     sampled: bool = True
+    restates: str = ""
+    at_points: bool = False
 
 
 @dataclass(eq=False)
@@ -101,6 +107,7 @@ class Derivation:
         answer: what was shown, in plain words.
         mistakes: names of frequent mistakes that belong here (see `museum`).
         generic: how many generic points are tried.
+        far: how far apart the places are at the point of that name.
         same: mutants that are the same formula, with the proof.
     """
 
@@ -114,16 +121,33 @@ class Derivation:
     answer: str = ""
     mistakes: tuple[str, ...] = ()
     generic: int = 12
+    far: float = 20.0
     same: tuple[Same, ...] = ()
     steps: list[Step] = field(default_factory=list)
 
     # ---- writing ----------------------------------------------------------------------------
 
     def start(
-        self, quantity: str, *, route: Route = CUBATURE, note: str = ""
+        self,
+        quantity: str,
+        *,
+        route: Route = CUBATURE,
+        note: str = "",
+        sampled: bool = True,
+        restates: str = "",
     ) -> Callable[[_Function], _Function]:
-        """A first line: the definition of a quantity. A derivation may have several parts."""
-        return self._add(None, route=route, quantity=quantity, note=note)
+        """A first line: the definition of a quantity. A derivation may have several parts.
+
+        Args:
+            quantity: what is defined.
+            route: where its expectations are evaluated.
+            note: a sentence for the reader.
+            sampled: whether its expectations can be replaced by means of draws.
+            restates: name of a derivation whose line this is, differentiated perhaps; its
+                mistakes are tried there.
+        """
+        options = {"route": route, "note": note, "sampled": sampled, "restates": restates}
+        return self._add(None, quantity=quantity, **options)
 
     def step(
         self,
@@ -132,15 +156,28 @@ class Derivation:
         route: Route = CUBATURE,
         note: str = "",
         skip: dict[str, str] | None = None,
+        sampled: bool = True,
+        pointwise: bool = False,
     ) -> Callable[[_Function], _Function]:
-        """A line that the rule makes equal to the one before."""
-        return self._add(rule, route=route, note=note, skip=skip or {})
+        """A line that the rule makes equal to the one before.
+
+        Args:
+            rule: what allows the step.
+            route: where the line's expectations are evaluated.
+            note: a sentence for the reader.
+            skip: names of points where the line is not differentiable, with the reason.
+            sampled: whether its expectations can be replaced by means of draws.
+            pointwise: whether the step holds at every single point also where its rule is
+                not one of algebra.
+        """
+        options = {"route": route, "note": note, "sampled": sampled, "skip": skip or {}}
+        return self._add(rule, at_points=pointwise or rule.pointwise, **options)
 
     def bound(
-        self, rule: Rule, *, route: Route = CUBATURE, note: str = ""
+        self, rule: Rule, *, route: Route = CUBATURE, note: str = "", sampled: bool = True
     ) -> Callable[[_Function], _Function]:
         """A line that is at most the one before."""
-        return self._add(rule, route=route, relation="≥", note=note)
+        return self._add(rule, route=route, relation="≥", note=note, sampled=sampled)
 
     def shipped(self, rule: Rule, *, note: str = "") -> Callable[[_Function], _Function]:
         """A line that is a function of the library."""
@@ -174,7 +211,9 @@ class Derivation:
     def points(self, generic: int | None = None, *, seed: int = 0) -> Points:
         """Where the lines are compared."""
         count = self.generic if generic is None else generic
-        return parameters.points(self.parameters, self.partners, count, seed=seed)
+        return parameters.points(
+            self.parameters, self.partners, count, far_factor=self.far, seed=seed
+        )
 
     def parts(self) -> list[list[Step]]:
         """The steps, cut at every first line."""
@@ -184,3 +223,21 @@ class Derivation:
                 out.append([])
             out[-1].append(step)
         return out
+
+    def latex(self, step: Step) -> str:
+        """A line as LaTeX, with what it is the definition of or how it follows."""
+        left = f"{layout.text_latex(step.quantity)} = " if step.rule is None else ""
+        sign = "" if left else {"=": "= ", "≥": r"\ge "}[step.relation]
+        return left + sign + layout.latex(self.formula(step))
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        meaning = [f"- {p.symbol}: {p.meaning}" for p in self.parameters.values()]
+        lines = [f"### {self.title}", self.question, "\n".join(meaning)]
+        for step in self.steps:
+            if step.rule is not None:
+                lines.append(f"{step.number}. **{step.rule.name}.** {step.rule.statement}")
+            lines.append(f"$$\n{self.latex(step)}\n$$")
+            if step.note:
+                lines.append(step.note)
+        return "\n\n".join([*lines, self.answer]).strip()

@@ -32,7 +32,7 @@ from kljax.derivations.expression import Constant, Expr, Index, Op, Symbol
 from kljax.derivations.layout import Box
 from kljax.derivations.series import Series
 
-_LOG_2PI = math.log(2 * math.pi)
+LOG_2PI = ex.Named(math.log(2 * math.pi), "log 2π")
 
 
 class Law(NamedTuple):
@@ -54,10 +54,10 @@ class Law(NamedTuple):
 
 
 class Route(NamedTuple):
-    """How expectations of a line are computed; `count` nodes an axis, where that is free."""
+    """How expectations of a line are computed; `nodes` of them an axis, where that is free."""
 
     kind: str
-    count: int = 3
+    nodes: int = 3
 
 
 CUBATURE = Route("cubature")
@@ -85,13 +85,13 @@ def _show_log_normal(x: Box, loc: Box, spread: Box) -> Box:
 
 
 def _log_normal(x: Any, loc: Any, variance: Any) -> Any:
-    return -((x - loc) ** 2) / (2 * variance) - ex.log(variance) / 2 - _LOG_2PI / 2
+    return -((x - loc) ** 2) / (2 * variance) - ex.log(variance) / 2 - LOG_2PI / 2
 
 
 def _log_gaussian(x: Any, loc: Any, covariance: Any) -> Any:
     delta = x - loc
     square = ex.dot(delta, ex.matmul(ex.inv(covariance), delta))
-    return -(square + ex.logdet(covariance) + ex.dimension(loc) * _LOG_2PI) / 2
+    return -(square + ex.logdet(covariance) + ex.dimension(loc) * LOG_2PI) / 2
 
 
 # log N(x; m, v) of a number, log N(x; m, S) of a vector.
@@ -102,6 +102,12 @@ log_gaussian = Op("log_gaussian", _log_gaussian, _show_log_normal)
 def normal(loc: Any, scale: Any, label: str = "q") -> Law:
     """The normal law of a number."""
     return Law(label, "normal", loc, scale, lambda x: log_normal(x, loc, scale**2))
+
+
+def normal_by_variance(loc: Any, variance: Any, label: str = "q") -> Law:
+    """The normal law of a number, by its variance."""
+    root = ex.sqrt(variance)
+    return Law(label, "normal", loc, root, lambda x: log_normal(x, loc, variance))
 
 
 def independent(loc: Any, scale: Any, label: str = "q") -> Law:
@@ -134,6 +140,11 @@ def uniform(low: Any, width: Any, label: str = "q") -> Law:
     return Law(label, "uniform", low, width, lambda x: -ex.log(width) + 0 * x)
 
 
+def line() -> Law:
+    """No law at all: an integral over the whole line is a sum over a fixed grid."""
+    return Law("", "line", 0.0, 1.0, lambda x: 0.0 * x)
+
+
 def finite(probabilities: Any, label: str = "q") -> Law:
     """The law of a place 0, 1, ... with these probabilities; the place is an index."""
     return Law(label, "finite", probabilities, 0.0, lambda i: ex.log(probabilities[i]))
@@ -164,7 +175,7 @@ def _standard_nodes(base: str, route: Route, dim: int | None) -> tuple[np.ndarra
         nodes = math.sqrt(size) * np.concatenate([np.eye(size), -np.eye(size)])
         weights = np.full(2 * size, 1 / (2 * size))
     else:
-        line, weight = _gauss(base, route.count)
+        line, weight = _gauss(base, route.nodes)
         nodes = np.array(list(itertools.product(line, repeat=dim or 1)))
         weights = np.array([np.prod(w) for w in itertools.product(weight, repeat=dim or 1)])
     return (nodes, weights) if dim is not None else (nodes[:, 0], weights)
@@ -188,7 +199,7 @@ def _fixed_nodes(base: str, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _log_standard(base: str, xi: Any) -> Any:
     if base == "normal":
-        return -(xi * xi) / 2 - _LOG_2PI / 2
+        return -(xi * xi) / 2 - LOG_2PI / 2
     if base == "exponential":
         return -xi
     raise ValueError(f"the base law {base!r} has no smooth density to reweight with.")
@@ -228,6 +239,10 @@ class ExpectationOp(Op):
 
 def _expectation_op(law: Law, integral: bool) -> ExpectationOp:
     def show(_loc: Box, _root: Box, body: Box, bound: Box) -> Box:
+        if law.base == "line":
+            differential = layout.row(layout.ATOM, layout.operator("d"), bound)
+            inside = layout.hold(body, layout.PRODUCT)
+            return layout.row(layout.PRODUCT, layout.operator("∫"), inside, differential)
         if integral:
             density = layout.row(layout.ATOM, layout.name(law.label), layout.fence(bound))
             differential = layout.row(layout.ATOM, layout.operator("d"), bound)
@@ -277,8 +292,11 @@ class Numeric:
             places = jnp.arange(law.loc.shape[0])
             return _weighted(law.loc, jax.vmap(function)(places))
         loc, root = jnp.asarray(law.loc), jnp.asarray(law.root)
+        if law.base == "line":
+            nodes, weights = _fixed_nodes("normal", GRID.nodes)
+            return _weighted(jnp.asarray(weights), jax.vmap(function)(jnp.asarray(nodes)))
         if route.kind == "grid":
-            nodes, weights = _fixed_nodes(law.base, route.count)
+            nodes, weights = _fixed_nodes(law.base, route.nodes)
         else:
             dim = loc.shape[0] if loc.ndim else None
             nodes, weights = _standard_nodes(law.base, route, dim)
@@ -320,7 +338,8 @@ class Reading:
     Args:
         values: parameters by their symbol.
         route: where expectations are evaluated.
-        at: with the route `at`, function of an event's shape to the point (*event, batch).
+        at: with the route `at`, function of an event's shape to the coefficients of the
+            point (2^count, *event, batch): it may move, as no law singles it out.
         draws: with the route `samples`, function of (base, event's shape) to independent
             draws (*event, n, batch).
     """
@@ -368,7 +387,19 @@ class Reading:
             return self._expectation(x, depth, count)
         if x.op in (ex.SUM_OVER, ex.SUM_BUT_LAST):
             return self._sum(x, depth, count)
+        if x.op is ex.LOG_MEAN_EXP:
+            return self._log_mean_exp(x, depth, count)
         return self._gradient(x, depth, count)
+
+    def _log_mean_exp(self, x: Expr, depth: int, count: int) -> Series:
+        size = self._value(x.args[0], depth, count).shape[0]
+        exponents = self._bind(x, Index(depth + 1), depth + 1, count)
+        peak = exponents.parts[0].max(axis=-2, keepdims=True)
+        shifted = Series(exponents.parts.copy(), exponents.depth)
+        shifted.parts[0] -= peak
+        total = (_sum_nodes(shifted.exp(), size) * (1 / size)).log()
+        total.parts[0] += peak[..., 0, :]
+        return total
 
     def _series(self, value: Any, depth: int, count: int) -> Series:
         if isinstance(value, Series):
@@ -404,6 +435,11 @@ class Reading:
                 weights = np.arange(1.0, loc.shape[0] + 1)
                 loc = self._series(weights / weights.sum(), depth + 1, count)
             return _sum_nodes(body * ex.item.compute(loc, index), loc.shape[0])
+        if op.base == "line" and self._route.kind != "at":
+            nodes, weights = _fixed_nodes("normal", GRID.nodes)
+            node = self._nodes(nodes[:, None], 0, depth + 1, count)
+            weight = self._nodes(weights[:, None], 0, depth + 1, count)
+            return _sum_nodes(self._bind(x, node, depth + 1, count) * weight, GRID.nodes)
         shape = loc.shape or root.shape[:1]
         kind = self._route.kind
         if op.integral and kind not in ("at", "samples"):
@@ -416,7 +452,7 @@ class Reading:
             assert self._draws is not None
             nodes = self._draws(op.base, shape)
         elif kind == "grid":
-            count_of_nodes = GRID.count if op.integral else self._route.count
+            count_of_nodes = GRID.nodes if op.integral else self._route.nodes
             nodes, weights = _fixed_nodes(op.base, count_of_nodes)
         else:
             dim = shape[0] if shape else None
@@ -435,7 +471,10 @@ class Reading:
 
     def _at_point(self, x: Expr, shape: tuple[int, ...], depth: int, count: int) -> Series:
         assert self._at is not None
-        point = self._nodes(self._at(shape)[..., None, :], len(shape), depth + 1, count)
+        coefficients = self._at(shape)
+        ones = (1,) * (depth + 1)
+        split = (*coefficients.shape[: 1 + len(shape)], *ones, coefficients.shape[-1])
+        point = Series(coefficients.reshape(split), depth + 1).deepen(depth + 1, count)
         return _sum_nodes(self._bind(x, point, depth + 1, count), 1)
 
     def _nodes(self, nodes: np.ndarray, rank: int, depth: int, count: int) -> Series:
@@ -446,8 +485,7 @@ class Reading:
         return Series(parts, depth)
 
     def _gradient(self, x: Expr, depth: int, count: int) -> Series:
-        at = self._value(x.args[0], depth, count)
-        assert isinstance(at, Series)
+        at = self._series(self._value(x.args[0], depth, count), depth, count)
         shape = at.shape
         size = int(np.prod(shape))
         moved = at.deepen(depth + 1, count + 1)
@@ -468,6 +506,6 @@ class Reading:
 
 
 def _sum_nodes(x: Series, size: int) -> Series:
-    """The sum over the newest node axis; what does not depend on the node counts `size` times."""
+    """The sum over the newest axis of nodes; what no node changes counts `size` times."""
     total = x.parts.sum(axis=-2)
     return Series(total if x.parts.shape[-2] == size else total * size, x.depth - 1)

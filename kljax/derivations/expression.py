@@ -94,6 +94,9 @@ class Expr:
         return raise_to(self, exponent)
 
     def __getitem__(self, index: Any) -> Expr:
+        # The entry of a written-out vector is what was written.
+        if self.op is stack and isinstance(index, int):
+            return self.args[index]
         return item(self, index)
 
     @property
@@ -117,6 +120,18 @@ class Constant(Expr):
     """A number that stands in a formula."""
 
     value: Any = 0.0
+    text: str = ""
+
+
+class Named(float):
+    """A number with a name, such as log 2π."""
+
+    text: str
+
+    def __new__(cls, value: float, text: str) -> Named:
+        named = super().__new__(cls, value)
+        named.text = text
+        return named
 
 
 def _leaf(*_: Any) -> Any:
@@ -131,7 +146,9 @@ def symbol(name: str, *, symmetric: bool = False) -> Symbol:
 
 
 def as_expr(x: Any) -> Expr:
-    return x if isinstance(x, Expr) else Constant(LEAF, (), value=x)
+    if isinstance(x, Expr):
+        return x
+    return Constant(LEAF, (), value=x, text=getattr(x, "text", ""))
 
 
 def box(x: Expr) -> Box:
@@ -139,7 +156,7 @@ def box(x: Expr) -> Box:
     if isinstance(x, Symbol):
         return layout.name(x.name)
     if isinstance(x, Constant):
-        return layout.number(x.value)
+        return layout.word(x.text) if x.text else layout.number(x.value)
     arguments = [box(a) for a in x.args]
     if x.bound is not None:
         arguments.append(box(x.bound))
@@ -305,6 +322,29 @@ def _lower(a: Any) -> Any:
     return jnp.tril(a)
 
 
+def _stack(*numbers: Any) -> Any:
+    first = next((x for x in numbers if isinstance(x, Series)), None)
+    if first is None:
+        return jnp.stack([jnp.asarray(x) for x in numbers])
+    parts = [first._like(x).parts for x in numbers]
+    shape = np.broadcast_shapes(*(x.shape for x in parts))
+    return Series(np.stack([np.broadcast_to(x, shape) for x in parts], axis=1), first.depth)
+
+
+def _show_stack(*entries: Box) -> Box:
+    separated: list[Box] = []
+    for entry in entries:
+        separated += [layout.operator(","), entry] if separated else [entry]
+    return layout.fence(layout.row(layout.SUM, *separated))
+
+
+def _eigenvalues(a: Any) -> Any:
+    """Of a symmetric 2 by 2 matrix, the larger first."""
+    middle, gap = (a[0, 0] + a[1, 1]) / 2, (a[0, 0] - a[1, 1]) / 2
+    radius = (gap * gap + a[0, 1] * a[1, 0]) ** 0.5
+    return _stack(middle + radius, middle - radius)
+
+
 def _show_transposed_product(a: Box, b: Box) -> Box:
     return layout.row(
         PRODUCT,
@@ -338,14 +378,24 @@ outer = Op("outer", _outer, _show_transposed_product)
 dot = Op("dot", _matmul, _show_dot)
 diagonal = Op("diagonal", _diagonal, _called("diag"))
 diagonal_matrix = Op("diagonal_matrix", _diagonal_matrix, _called("Diag"))
+eigenvalues = Op("eigenvalues", _eigenvalues, _called("eig"))
 lower = Op("lower", _lower, _called("tril"))
 square_norm = Op("square_norm", lambda a: _sum(a * a), _show_square_norm)
-dimension = Op("dimension", lambda a: float(a.shape[0]), lambda a: layout.name("k"))
+# The identity, zeros and ones of the size of a vector.
+identity = Op("identity", lambda a: np.eye(a.shape[0]), lambda _: layout.name("I"))
+zeros = Op("zeros", lambda a: np.zeros(a.shape[0]), lambda _: layout.number(0))
+ones = Op("ones", lambda a: np.ones(a.shape[0]), lambda _: layout.number(1))
+stack = Op("stack", _stack, _show_stack)
+dimension = Op("dimension", lambda a: float(a.shape[0]), lambda _: layout.name("k"))
 
 
 def quad(a: Any, matrix: Any) -> Any:
     """a^T M a."""
     return dot(a, matrix @ a)
+
+
+# What they compute depends on the length of their argument alone.
+OF_LENGTH = (dimension, identity, zeros, ones)
 
 
 # ---- what the library ships -----------------------------------------------------------------
@@ -407,7 +457,9 @@ class Shipped:
             axis=1,
         )
         points = flat[0].reshape(flat.shape[1], -1).T
-        value, gradient, hessian = in_chunks(self.derivatives(shapes), points)
+        points, place = np.unique(points, axis=0, return_inverse=True)
+        orders = in_chunks(self.derivatives(shapes), points)
+        value, gradient, hessian = (x[place.reshape(-1)] for x in orders)
         return _chain(flat, value, gradient, hessian, tail, like.depth)
 
 
@@ -452,6 +504,9 @@ def shipped(text: str, function: Callable[..., Any], show: Callable[..., Box]) -
 # ---- operations that bind a symbol ----------------------------------------------------------
 
 
+_GREEK = {"eta": "η", "mu": "μ", "nu": "ν", "sigma": "σ", "tau": "τ"}
+
+
 def binder(op: Op, args: tuple[Any, ...], function: Callable[[Any], Any], name: str) -> Expr:
     """An operation over all values of a symbol of a function's body."""
     bound = symbol(name)
@@ -461,14 +516,15 @@ def binder(op: Op, args: tuple[Any, ...], function: Callable[[Any], Any], name: 
 def variable_name(function: Callable[..., Any], default: str = "x") -> str:
     """The name that the author gave: E(lambda z: ...) runs over z."""
     code = getattr(function, "__code__", None)
-    return code.co_varnames[0] if code is not None and code.co_argcount else default
+    name = code.co_varnames[0] if code is not None and code.co_argcount else default
+    return _GREEK.get(name, name)
 
 
 def _show_sum(_: Box, body: Box, bound: Box) -> Box:
     return layout.big("Σ", bound, body)
 
 
-def _show_gradient(at: Box, body: Box, bound: Box) -> Box:
+def _show_gradient(_: Box, body: Box, bound: Box) -> Box:
     nabla = Box("index", (layout.operator("∇"), bound))
     return layout.row(APPLICATION, nabla, layout.hold(body, ATOM))
 
@@ -478,6 +534,28 @@ SUM_OVER = Op("sum_over", _leaf, _show_sum)
 # The last place forgotten: what mutants do.
 SUM_BUT_LAST = Op("sum_but_last", _leaf, _show_sum)
 GRADIENT = Op("gradient", _leaf, _show_gradient)
+
+
+def _show_log_mean_exp(_: Box, body: Box, bound: Box) -> Box:
+    mean = layout.big("Σ", bound, _show_exp(body))
+    over = layout.fraction(layout.number(1), layout.name("N"))
+    inside = layout.fence(layout.row(layout.PRODUCT, over, mean))
+    return layout.row(layout.APPLICATION, layout.word("log"), inside)
+
+
+LOG_MEAN_EXP = Op("log_mean_exp", _leaf, _show_log_mean_exp)
+OVER_PLACES = (SUM_OVER, SUM_BUT_LAST, LOG_MEAN_EXP)
+
+
+def log_mean_exp(values: Any, function: Callable[[Any], Any]) -> Any:
+    """The logarithm of the mean of exp(function(i)) over the places of a vector.
+
+    The largest exponent is taken out, so that nothing underflows far from everything.
+    """
+    if isinstance(values, Expr):
+        return binder(LOG_MEAN_EXP, (values,), function, variable_name(function, "i"))
+    exponents = jax.vmap(function)(jnp.arange(values.shape[0]))
+    return jax.nn.logsumexp(exponents, axis=0) - np.log(values.shape[0])
 
 
 def sum_over(values: Any, function: Callable[[Any], Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from kljax.derivations.verify import (
     mixed,
 )
 
-CHECKS = ("value", "gradient", "Hessian", "pointwise")
+CHECKS = ("value", "gradient", "Hessian", "pointwise", "bound")
 
 
 class Fate(NamedTuple):
@@ -117,15 +118,14 @@ def _neighbours(lines: list[_Line], numbers: list[int], number: int) -> list[tup
     for other, step in ((number - 1, number), (number + 1, number + 1)):
         if other not in numbers or lines[step].step.relation != "=":
             continue
-        rule = lines[step].step.rule
-        out.append((other, rule is not None and rule.pointwise))
+        out.append((other, lines[step].step.at_points))
     return out
 
 
 def _fates(trees: Trees, lines: list[_Line], numbers: list[int], number: int) -> list[Fate]:
     line = lines[number]
     neighbours = _neighbours(lines, numbers, number)
-    if not neighbours:
+    if not neighbours or line.step.restates:
         return []
     exact = [mixed(lines[other].reading(lines[other].tree), 2) for other, _ in neighbours]
     line.reading(line.tree)
@@ -143,8 +143,12 @@ def _fates(trees: Trees, lines: list[_Line], numbers: list[int], number: int) ->
     for left, right in trees.derivation.partners.items():
         partners[trees.symbols[left]] = trees.symbols[right]
         partners[trees.symbols[right]] = trees.symbols[left]
+    bounds = _bounds(trees, lines, numbers, number)
+    fixed = line.step.route.kind == "grid"
     out = []
-    for mutant in mutants.of_line(line.tree, line.reading.shapes(), partners, parameters):
+    for mutant in mutants.of_line(
+        line.tree, line.reading.shapes(), partners, parameters, fixed
+    ):
         seen: set[str] = set()
         got = _evaluate(line.reading, mutant.tree)
         for want in exact:
@@ -152,14 +156,36 @@ def _fates(trees: Trees, lines: list[_Line], numbers: list[int], number: int) ->
         for want in pointwise:
             if _seen(_evaluate(line.point, mutant.tree), want):
                 seen.add("pointwise")
+        if any(breaks(mutant.tree) for breaks in bounds):
+            seen.add("bound")
         proof = "" if seen else _proof(trees.derivation, number, mutant)
         out.append(Fate(number, mutant, frozenset(seen), proof))
     return out
 
 
+def _bounds(
+    trees: Trees, lines: list[_Line], numbers: list[int], number: int
+) -> list[Callable[[Expr], bool]]:
+    """For a bound on an integrand beside the line: whether an altered line breaks it."""
+    step = number + 1
+    if step not in numbers or lines[step].step.relation != "≥":
+        return []
+    rule = lines[step].step.rule
+    if rule is None or rule.kind != "pointwise bound":
+        return []
+    rng = np.random.default_rng(23)
+    theta = rng.normal(0, 0.5, (400, _size(trees)))
+    reading = Reading(
+        trees.series(theta, []), Route("at"), at=lambda shape: any_point(shape, 400, 0)
+    )
+    below = mixed(reading(lines[step].tree), 0)[0]
+    return [lambda tree: bool(np.any(mixed(reading(tree), 0)[0] < below - 1e-9))]
+
+
 def _proof(derivation: Derivation, number: int, mutant: Mutant) -> str:
     for same in derivation.same:
-        place = (same.step, same.was, same.inside) == (number, mutant.was, mutant.inside)
+        place = (same.step, same.was) == (number, mutant.was)
+        place = place and mutant.inside.startswith(same.inside)
         if place and same.kind in ("", mutant.kind):
             return same.proof
     return ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import kljax
@@ -11,47 +10,72 @@ from kljax.derivations import expression as ex
 from kljax.derivations import layout
 from kljax.derivations.layout import Box
 
+NORMAL = kljax.Normal
+DIAG = kljax.MultivariateNormalDiag
+MVN = kljax.MultivariateNormal
+
+# A family, or one each for q and p.
+_Family = type | tuple[type, type]
+_Fields = dict[str, Any]
+
+
+def kl(family: _Family, q: _Fields, p: _Fields) -> Any:
+    """kljax.kl_divergence of two records, given by their fields."""
+    return _of_two("kl_divergence", family, q, p)
+
+
+def cross_entropy(family: _Family, q: _Fields, p: _Fields) -> Any:
+    """kljax.cross_entropy of two records, given by their fields."""
+    return _of_two("cross_entropy", family, q, p)
+
+
+def entropy(family: type, q: _Fields) -> Any:
+    """kljax.entropy of a record, given by its fields."""
+    return _op("entropy", ((family, tuple(q)),))(*q.values())
+
+
+def _of_two(name: str, family: _Family, q: _Fields, p: _Fields) -> Any:
+    left, right = family if isinstance(family, tuple) else (family, family)
+    return _op(name, ((left, tuple(q)), (right, tuple(p))))(*q.values(), *p.values())
+
+
+_SIGNS = {"kl_divergence": ("KL", "‖"), "cross_entropy": ("H", ","), "entropy": ("H", ",")}
+
 
 @functools.cache
-def _kl_op(q: type, q_fields: tuple[str, ...], p: type, p_fields: tuple[str, ...]) -> ex.Op:
+def _op(name: str, records: tuple[tuple[type, tuple[str, ...]], ...]) -> ex.Op:
+    """A function of records as an operation on their fields' values."""
+    # Looked up at every call, so that a function replaced in the library is the one checked.
+    sign, between = _SIGNS[name]
+
+    def split(values: tuple[Any, ...]) -> list[dict[str, Any]]:
+        rest, out = list(values), []
+        for _, fields in records:
+            out.append({field: rest.pop(0) for field in fields})
+        return out
+
     def compute(*values: Any) -> Any:
-        left, right = values[: len(q_fields)], values[len(q_fields) :]
-        return kljax.kl_divergence(
-            q(**dict(zip(q_fields, left, strict=True))),
-            p(**dict(zip(p_fields, right, strict=True))),
-        )
+        pairs = zip(records, split(values), strict=True)
+        return getattr(kljax, name)(*(family(**fields) for (family, _), fields in pairs))
 
     def show(*values: Box) -> Box:
-        left, right = values[: len(q_fields)], values[len(q_fields) :]
-        inside = layout.row(
-            layout.SUM,
-            _show_record(q, q_fields, left),
-            layout.operator("‖"),
-            _show_record(p, p_fields, right),
+        pairs = zip(records, split(values), strict=True)
+        shown = [_show_record(family, fields) for (family, _), fields in pairs]
+        inside = shown[:1]
+        for box in shown[1:]:
+            inside += [layout.operator(between), box]
+        return layout.row(
+            layout.APPLICATION, layout.word(sign), layout.fence(layout.row(layout.SUM, *inside))
         )
-        return layout.row(layout.APPLICATION, layout.word("KL"), layout.fence(inside))
 
-    def text(family: type, fields: tuple[str, ...]) -> str:
-        return f"{family.__name__}({', '.join(fields)})"
-
-    return ex.shipped(f"kl_divergence({text(q, q_fields)}, {text(p, p_fields)})", compute, show)
+    text = ", ".join(f"{family.__name__}({', '.join(fields)})" for family, fields in records)
+    return ex.shipped(f"{name}({text})", compute, show)
 
 
-def _show_record(family: type, fields: tuple[str, ...], values: tuple[Box, ...]) -> Box:
+def _show_record(family: type, fields: dict[str, Box]) -> Box:
     named: list[Box] = []
-    for field, value in zip(fields, values, strict=True):
+    for field, value in fields.items():
         separator = [layout.operator(",")] if named else []
         named += [*separator, layout.word(field), layout.operator("="), value]
-    return layout.row(
-        layout.APPLICATION, layout.word(family.__name__), layout.fence(layout.row(0, *named))
-    )
-
-
-def kl(family: type | tuple[type, type], q: dict[str, Any], p: dict[str, Any]) -> Any:
-    """kljax.kl_divergence of two records, given by their fields."""
-    left, right = family if isinstance(family, tuple) else (family, family)
-    op = _kl_op(left, tuple(q), right, tuple(p))
-    return op(*q.values(), *p.values())
-
-
-Function = Callable[..., Any]
+    inside = layout.fence(layout.row(layout.RELATION, *named))
+    return layout.row(layout.APPLICATION, layout.word(family.__name__), inside)

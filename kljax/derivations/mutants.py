@@ -15,7 +15,7 @@ import numpy as np
 from kljax.derivations import expression as ex
 from kljax.derivations import layout
 from kljax.derivations.expectation import ExpectationOp
-from kljax.derivations.expression import Constant, Expr, Op, Symbol
+from kljax.derivations.expression import Constant, Expr, Op, Shipped, Symbol
 from kljax.derivations.series import Series
 
 Path = tuple[int, ...]
@@ -29,7 +29,8 @@ class Mutant(NamedTuple):
         tree: the altered formula.
         was: the part that was altered, as text.
         now: what stands there instead.
-        inside: the smallest expectation, sum or gradient around it, or the line, as text.
+        inside: the smallest expectation, sum, gradient or function of the library around it,
+            or the line, as text.
     """
 
     kind: str
@@ -81,7 +82,7 @@ BEND = Op("bend", _bend, lambda a: layout.call(layout.word("bend"), a))
 LOSE_LAST = Op(
     "lose_last",
     lambda a: a.shape[0] - 1.0,
-    lambda a: layout.row(layout.SUM, layout.name("k"), layout.operator("−"), layout.number(1)),
+    lambda _: layout.row(layout.SUM, layout.name("k"), layout.operator("−"), layout.number(1)),
 )
 
 
@@ -133,28 +134,49 @@ def same(a: Expr, b: Expr) -> bool:
     return alike and all(map(same, a.args, b.args))
 
 
-def is_symmetric(x: Expr) -> bool:
+def is_symmetric(x: Expr, shapes: dict[Expr, tuple[int, ...]]) -> bool:
     """Whether a matrix is symmetric by the way it is written."""
+    if shapes.get(x, ()) == ():
+        return True
     if isinstance(x, Symbol):
         return x.symmetric
-    if isinstance(x, Constant):
-        return True
     match x.op.name:
         case "inv" | "transpose" | "stop_gradient" | "negative":
-            return is_symmetric(x.args[0])
-        case "add" | "subtract":
-            return all(map(is_symmetric, x.args))
+            return is_symmetric(x.args[0], shapes)
+        case "add" | "subtract" | "multiply" | "divide":
+            return all(is_symmetric(a, shapes) for a in x.args)
         case "outer":
             return same(*x.args)
         case "matmul":
-            left, right = x.args
-            return right.op is ex.transpose and same(left, right.args[0])
-        case "diagonal_matrix":
+            return _is_palindrome(list(_factors(x)), shapes)
+        case "diagonal_matrix" | "identity":
             return True
         case "expectation" | "sum_over":
-            return is_symmetric(x.args[-1])
+            return is_symmetric(x.args[-1], shapes)
         case _:
             return False
+
+
+def _factors(x: Expr) -> Iterator[Expr]:
+    """The factors of a matrix product, transposes of products taken apart."""
+    if x.op is ex.matmul:
+        for a in x.args:
+            yield from _factors(a)
+    elif x.op is ex.transpose and x.args[0].op is ex.matmul:
+        yield from (ex.transpose(a) for a in reversed(list(_factors(x.args[0]))))
+    else:
+        yield x
+
+
+def _is_palindrome(factors: list[Expr], shapes: dict[Expr, tuple[int, ...]]) -> bool:
+    """Whether a product reads A ... S ... Aᵀ with a symmetric middle."""
+    while len(factors) > 1:
+        first, *factors, last = factors
+        one = last.op is ex.transpose and same(first, last.args[0])
+        one = one or (same(first, last) and is_symmetric(first, shapes))
+        if not one and not (first.op is ex.transpose and same(last, first.args[0])):
+            return False
+    return not factors or is_symmetric(factors[0], {**shapes, factors[0]: (0, 0)})
 
 
 # ---- kinds ----------------------------------------------------------------------------------
@@ -187,6 +209,67 @@ def _kind(name: str) -> Callable[[_Kind], _Kind]:
     return add
 
 
+def _in_determinant(context: Context) -> bool:
+    """Whether this is a factor inside |...|: order and transposes do not matter there."""
+    for parent in reversed(context.parents):
+        if parent.op is ex.logdet:
+            return True
+        if parent.op not in (ex.matmul, ex.transpose, ex.inv):
+            return False
+    return False
+
+
+_LINEAR = ("add", "subtract", "negative", "expectation", "sum_over")
+
+
+def _only_adds_a_constant(kind: str, x: Expr, new: Expr, context: Context) -> bool:
+    """Whether a mistake shifts what is differentiated by a constant, which no gradient sees.
+
+    So does a mistake in a term without the variable, rounding a term, and a factor inside a
+    logarithm: log 1.01 a = log a + c.
+    """
+    parents = list(reversed(context.parents))
+    binder = next((p for p in parents if p.op is ex.GRADIENT), None)
+    if binder is None:
+        return False
+    altered = _altered(kind, x, new)
+    if all(binder.bound not in _moving(a) for a in altered):
+        # Climb to the largest part without the variable.
+        while parents and not any(binder.bound in _moving(a) for a in (parents[0], x)):
+            x = parents.pop(0)
+    elif kind == "factor 1 % off":
+        while parents and _scales(parents[0], x):
+            x = parents.pop(0)
+        if not parents or parents[0].op is not ex.log:
+            return False
+        x = parents.pop(0)
+    elif kind != "rounded to bfloat16":
+        return False
+    for parent in parents:
+        if parent is binder:
+            return x is parent.args[-1]
+        if parent.op.name not in _LINEAR and not _scales(parent, x):
+            return False
+        x = parent
+    return False
+
+
+def _altered(kind: str, x: Expr, new: Expr) -> tuple[Expr, ...]:
+    """What a mistake at a node changes: of a sum, one of its terms."""
+    if kind in ("sign", "term dropped") and x.op in (ex.add, ex.subtract):
+        return x.args[1:] if kind == "sign" or new is x.args[0] else x.args[:1]
+    return (x,)
+
+
+def _scales(parent: Expr, x: Expr) -> bool:
+    """Whether a node is a constant times x."""
+    if parent.op is ex.item:
+        return x is parent.args[0]
+    others = [a for a in parent.args if a is not x]
+    by_constants = len(others) == 1 and isinstance(others[0], Constant)
+    return parent.op in (ex.multiply, ex.divide, ex.negative) and (not others or by_constants)
+
+
 def _is_number(x: Expr, value: float) -> bool:
     return isinstance(x, Constant) and x.value == value
 
@@ -217,7 +300,7 @@ def _sign(x: Expr, context: Context) -> Iterator[Expr]:
 
 @_kind("factor 1 % off")
 def _off(x: Expr, _: Context) -> Iterator[Expr]:
-    if not isinstance(x, Constant):
+    if not isinstance(x, Constant) and x.op is not ex.zeros:
         yield 1.01 * x
 
 
@@ -260,7 +343,8 @@ def _swap(x: Expr, context: Context) -> Iterator[Expr]:
         yield ex.divide(x.args[1], x.args[0])
     # tr(AB) = tr(BA), |AB| = |BA|.
     if x.op is ex.matmul and len(context.shape) == 2 and square:
-        if not context.inside("tr", "logdet") and not same(*x.args):
+        free = context.inside("tr") or _in_determinant(context)
+        if not free and not same(*x.args):
             yield ex.matmul(x.args[1], x.args[0])
 
 
@@ -273,7 +357,8 @@ def _symbol(x: Expr, context: Context) -> Iterator[Expr]:
 @_kind("transpose")
 def _transpose(x: Expr, context: Context) -> Iterator[Expr]:
     square = len(context.shape) == 2 and context.shape[0] == context.shape[1]
-    if not square or is_symmetric(x) or context.inside("tr", "logdet", "square_norm"):
+    free = context.inside("tr", "square_norm", "diagonal") or _in_determinant(context)
+    if not square or free or is_symmetric(x, context.shapes):
         return
     if x.op is ex.transpose:
         yield x.args[0]
@@ -333,26 +418,30 @@ def _epsilon(x: Expr, _: Context) -> Iterator[Expr]:
 
 @_kind("clamp")
 def _clamped(x: Expr, context: Context) -> Iterator[Expr]:
-    if x.args and context.shape == () and not context.inside("dimension"):
+    if x.args and context.shape == () and x.op not in ex.OF_LENGTH:
         yield CLAMP(x)
 
 
 @_kind("stop_gradient")
 def _stopped(x: Expr, _: Context) -> Iterator[Expr]:
-    if not isinstance(x, Constant) and x.op is not ex.dimension:
+    if not isinstance(x, Constant):
         yield ex.STOP(x)
 
 
 @_kind("wrong second-order rule")
 def _bent(x: Expr, _: Context) -> Iterator[Expr]:
-    if x.args and x.op is not ex.dimension:
+    if x.args:
         yield BEND(x)
 
 
 @_kind("rounded to bfloat16")
 def _rounded(x: Expr, _: Context) -> Iterator[Expr]:
-    if x.op is not ex.dimension and not isinstance(x, Constant):
+    if not isinstance(x, Constant):
         yield ROUND(x)
+
+
+# Mistakes that a number that no parameter moves cannot have.
+STANDING = ("stop_gradient", "wrong second-order rule", "rounded to bfloat16", "clamp")
 
 
 def of_line(
@@ -360,6 +449,7 @@ def of_line(
     shapes: dict[Expr, tuple[int, ...]],
     partners: dict[Symbol, Symbol],
     parameter_shapes: dict[Symbol, tuple[int, ...]],
+    fixed_nodes: bool = False,
 ) -> Iterator[Mutant]:
     """Every mutant of a line.
 
@@ -368,6 +458,7 @@ def of_line(
         shapes: of every node's value.
         partners: q's symbols to p's and back.
         parameter_shapes: of every parameter.
+        fixed_nodes: whether expectations are sums over nodes that do not move.
     """
     alternatives = {
         s: [o for o, other in parameter_shapes.items() if o is not s and other == shape]
@@ -382,15 +473,29 @@ def of_line(
             continue
         parents = tuple(_along(root, path))
         context = Context(shapes.get(node, ()), parents, shapes, alternatives)
-        around = [p for p in parents if p.bound is not None]
-        inside = repr(around[-1] if around else root)
-        constant = _is_constant(root, path)
+        inside = _around(root, path)
+        constant = _is_constant(root, path, fixed_nodes)
         for kind, alter in KINDS.items():
-            if constant and kind in ("stop_gradient", "wrong second-order rule"):
+            if constant and kind in STANDING:
                 continue
             for new in alter(node, context):
+                if _only_adds_a_constant(kind, node, new, context):
+                    continue
                 tree = replace(root, path, new)
                 yield Mutant(kind, tree, repr(node), repr(new), inside)
+
+
+def _around(root: Expr, path: Path) -> str:
+    """The smallest thing around a place that one can point at."""
+    found = repr(root)
+    for i in path:
+        if root.bound is not None:
+            law = isinstance(root.op, ExpectationOp) and i < len(root.args) - 1
+            found = f"the law of {root!r}" if law else repr(root)
+        if isinstance(root.op.compute, Shipped):
+            found = repr(root)
+        root = root.args[i]
+    return found
 
 
 def _along(root: Expr, path: Path) -> Iterator[Expr]:
@@ -399,23 +504,32 @@ def _along(root: Expr, path: Path) -> Iterator[Expr]:
         root = root.args[i]
 
 
-def _is_constant(root: Expr, path: Path) -> bool:
+def _is_constant(root: Expr, path: Path, fixed_nodes: bool) -> bool:
     """Whether nothing at this place moves with a parameter: the x of an integral dx."""
     fixed: set[Expr] = set()
     for i in path:
-        if isinstance(root.op, ExpectationOp) and root.op.integral and root.bound is not None:
-            fixed.add(root.bound)
-        if root.op in (ex.SUM_OVER, ex.SUM_BUT_LAST) and root.bound is not None:
+        if isinstance(root.op, ExpectationOp) and root.bound is not None:
+            integral = root.op.integral or root.op.base == "line"
+            if integral or fixed_nodes:
+                fixed.add(root.bound)
+        if root.op in ex.OVER_PLACES and root.bound is not None:
             fixed.add(root.bound)
         root = root.args[i]
-    symbols = {node for _, node in places(root) if isinstance(node, Symbol)}
-    return symbols <= fixed
+    return _moving(root) <= fixed
+
+
+def _moving(x: Expr) -> set[Expr]:
+    """The symbols that a value depends on."""
+    if x.op in ex.OF_LENGTH:
+        return set()
+    own: set[Expr] = {x} if isinstance(x, Symbol) else set()
+    return own.union(*map(_moving, x.args))
 
 
 def _silent(root: Expr, path: Path) -> bool:
     """Places without a value of their own: exponents, indices, what only lends its length."""
     for i in path:
-        length_only = root.op in (ex.SUM_OVER, ex.SUM_BUT_LAST, ex.dimension) and i == 0
+        length_only = root.op in (*ex.OVER_PLACES, *ex.OF_LENGTH) and i == 0
         if length_only or (root.op in (ex.raise_to, ex.item) and i == 1):
             return True
         if isinstance(root.op, ExpectationOp) and root.op.base == "exponential" and i == 0:

@@ -72,12 +72,12 @@ def matrix(symbol: str, meaning: str, rows: int = 3, columns: int = 3) -> Parame
     basis = np.eye(rows * columns).reshape(-1, rows, columns)
     middle = 2.0 * np.eye(rows) if rows == columns else np.zeros((rows, columns))
 
-    def constrain(x: Any) -> Any:
-        if not isinstance(x, Series):
-            return _linear(basis, x) + middle
-        return _linear(basis, x) + middle
+    return Parameter(symbol, meaning, rows * columns, lambda x: _linear(basis, x) + middle)
 
-    return Parameter(symbol, meaning, rows * columns, constrain)
+
+def zero(symbol: str, meaning: str) -> Parameter:
+    """The number 0, for derivatives there."""
+    return Parameter(symbol, meaning, 0, lambda x: ex.SUM(x))
 
 
 def _factor(dim: int) -> tuple[int, np.ndarray, Callable[[Any], Any]]:
@@ -146,7 +146,7 @@ def points(
     parameters: dict[str, Parameter],
     partners: dict[str, str],
     generic: int = 12,
-    hard: bool = True,
+    far_factor: float = 20.0,
     seed: int = 0,
 ) -> Points:
     """Generic points, then named hard ones: q = p, q near p, far apart, ill-conditioned."""
@@ -170,18 +170,18 @@ def points(
     def far(row: np.ndarray) -> None:
         for key, parameter in parameters.items():
             if parameter.location:
-                row[where[key]] *= 20
+                row[where[key]] *= far_factor
 
     def ill(row: np.ndarray) -> None:
         for key, parameter in parameters.items():
             if parameter.hard is not None:
                 row[where[key]] = parameter.hard + 0.1 * row[where[key]]
 
-    if hard and partners:
+    if partners:
         add("q = p", lambda row: equal(row, 0.0))
         add("q near p", lambda row: equal(row, 1e-4))
-    if hard and any(p.location for p in parameters.values()):
+    if any(p.location for p in parameters.values()):
         add("far apart", far)
-    if hard and any(p.hard is not None for p in parameters.values()):
+    if any(p.hard is not None for p in parameters.values()):
         add("condition 1e4", ill)
     return Points(tuple(names), np.array(rows))

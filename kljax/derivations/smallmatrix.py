@@ -86,4 +86,5 @@ def quickly(function: Callable[..., Any], *arguments: Any) -> Callable[..., Any]
     compiler's.
     """
     lowered = jax.jit(function).lower(*arguments)
-    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
+    options: dict[str, str | bool] = {"xla_backend_optimization_level": "0"}
+    return lowered.compile(compiler_options=options)

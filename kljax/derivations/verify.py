@@ -114,8 +114,11 @@ def constrained(derivation: Derivation, theta: Any) -> SimpleNamespace:
     )
 
 
-def by_jax(derivation: Derivation, step: Step, thetas: np.ndarray) -> Orders:
+def by_jax(trees: Trees, step: Step, thetas: np.ndarray) -> Orders:
     """Value, gradient and Hessian of a line by JAX's autodiff."""
+    if step.shipped:
+        return _by_chain_rule(trees, step, thetas)
+    derivation = trees.derivation
 
     def mixed(theta: Any) -> Any:
         t = constrained(derivation, theta)
@@ -134,6 +137,22 @@ def by_jax(derivation: Derivation, step: Step, thetas: np.ndarray) -> Orders:
     compiled = smallmatrix.quickly(lambda x: lax.map(all_orders, x), shape)
     got = ex.in_chunks(compiled, thetas)
     return Orders(*(x[: len(thetas)] for x in got))
+
+
+def _by_chain_rule(trees: Trees, step: Step, thetas: np.ndarray) -> Orders:
+    """The same for a function of the library: JAX's derivatives by its own arguments, then
+    those of the arguments, so that the program is compiled once for checks and mutants.
+    """
+    points, n = thetas.shape
+    rows, columns = np.triu_indices(n)
+    eye = np.eye(n)
+    theta = np.repeat(thetas, len(rows), axis=0)
+    changes = [np.tile(eye[rows], (points, 1)), np.tile(eye[columns], (points, 1))]
+    series = Reading(trees.series(theta, changes), step.route)(trees.lines[step.number])
+    value, first, _, second = mixed(series, 2).reshape(4, points, len(rows))
+    hessian = np.zeros((points, n, n))
+    hessian[:, rows, columns] = hessian[:, columns, rows] = second
+    return Orders(value[:, 0], first[:, rows == columns], hessian)
 
 
 class Trees:
@@ -168,10 +187,14 @@ def has_expectation(x: Expr) -> bool:
     return isinstance(x.op, ExpectationOp) or any(map(has_expectation, x.args))
 
 
-def any_point(shape: tuple[int, ...], batch: int) -> np.ndarray:
-    """A point (*shape, batch) that no law singles out."""
-    rng = np.random.default_rng([5, *shape])
-    return rng.normal(0.7, 1.5, (*shape, batch)) if shape else rng.uniform(0.2, 3, batch)
+def any_point(shape: tuple[int, ...], batch: int, count: int = 2, seed: int = 5) -> np.ndarray:
+    """Coefficients (2^count, *shape, batch) of a moving point that no law singles out."""
+    rng = np.random.default_rng([seed, *shape])
+    parts = np.zeros((1 << count, *shape, batch))
+    parts[0] = rng.normal(0.7, 1.5, (*shape, batch)) if shape else rng.uniform(0.2, 3, batch)
+    for n in range(count):
+        parts[1 << n] = rng.normal(size=(*shape, batch))
+    return parts
 
 
 def _draws(base: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -304,7 +327,7 @@ def _verify(derivation: Derivation, names: tuple[str, ...], thetas: np.ndarray) 
     all_orders: list[Orders] = []
     first = 0
     for step in derivation.steps:
-        got = by_jax(derivation, step, thetas)
+        got = by_jax(trees, step, thetas)
         _require_finite(derivation, step, names, got)
         all_orders.append(got)
         if step.rule is None:
@@ -315,6 +338,7 @@ def _verify(derivation: Derivation, names: tuple[str, ...], thetas: np.ndarray) 
         if not error <= RULE_TOLERANCE:
             comparison.add(step, "rule", step.number, "", step.rule.name, error, 0.0, error)
         if step.relation == "≥":
+            _bound_at_points(trees, step, thetas, comparison)
             lines.append(_bound(step, got, all_orders[-2], comparison))
             continue
         before = comparison.orders(step, got, step.number - 1, all_orders[-2])
@@ -324,7 +348,7 @@ def _verify(derivation: Derivation, names: tuple[str, ...], thetas: np.ndarray) 
         value, slope, curve = map(max, zip(before, start, strict=True))
         pointwise = None
         pair = trees.lines[step.number - 1 : step.number + 1]
-        if step.rule.pointwise and any(map(has_expectation, pair)):
+        if step.at_points and any(map(has_expectation, pair)):
             errors = pointwise_error(trees, step, thetas)
             pointwise = float(errors.max())
             if not pointwise <= TOLERANCE["Hessian"]:
@@ -386,6 +410,33 @@ def _definition(
 ) -> LineReport:
     z = _sampled(trees, step, got, thetas, comparison)
     return LineReport(step.number, None, None, None, None, z, None, got.value[0])
+
+
+def _bound_at_points(
+    trees: Trees, step: Step, thetas: np.ndarray, comparison: _Comparison
+) -> None:
+    """A bound on an integrand holds at every single point."""
+    if step.rule is None or step.rule.kind != "pointwise bound":
+        return
+    for seed in range(20):
+        above, below = (
+            mixed(
+                Reading(
+                    trees.series(thetas, []),
+                    Route("at"),
+                    at=lambda shape, seed=seed: any_point(shape, len(thetas), 0, seed),
+                )(trees.lines[number]),
+                0,
+            )[0]
+            for number in (step.number - 1, step.number)
+        )
+        gap = np.maximum(below - above, 0) / np.maximum(1, np.abs(above))
+        if gap.max() > TOLERANCE["value"]:
+            n = int(gap.argmax())
+            values = (float(below.flat[n % below.size]), float(above.flat[n % above.size]))
+            point = comparison.names[n % len(comparison.names)]
+            comparison.add(step, "bound", step.number - 1, "", point, *values, float(gap.max()))
+            return
 
 
 def _bound(step: Step, got: Orders, before: Orders, comparison: _Comparison) -> LineReport:

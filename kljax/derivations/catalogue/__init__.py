@@ -8,7 +8,23 @@ import importlib
 from kljax.derivations.derivation import Derivation
 
 # In the order in which a student would read them.
-NAMES = ("univariate",)
+NAMES = (
+    "univariate",
+    "diagonal",
+    "full",
+    "whitening",
+    "vae",
+    "gradients",
+    "fisher",
+    "nonnegativity",
+    "entropy",
+    "invariance",
+    "chain",
+    "elbo",
+    "surgery",
+    "exponential_family",
+    "estimators",
+)
 
 
 def get(name: str) -> Derivation:

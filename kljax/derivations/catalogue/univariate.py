@@ -1,11 +1,10 @@
 """Two normal distributions of a number, from the integral to what the library runs."""
 
-import kljax
 from kljax.derivations import rules
 from kljax.derivations.derivation import Derivation, Form, Same
 from kljax.derivations.expectation import GRID, SIGMA, normal
 from kljax.derivations.expression import expm1, log
-from kljax.derivations.library import kl
+from kljax.derivations.library import NORMAL, kl
 from kljax.derivations.parameters import positive, real
 
 d = Derivation(
@@ -21,7 +20,7 @@ d = Derivation(
     partners={"mu": "nu", "sigma": "tau"},
     law=lambda t: normal(t.mu, t.sigma),
     ends_in=(Form("Normal", "Normal"),),
-    same=(Same(5, "σ", "E_q[x − μ]", "E(x − μ) = 0 whatever the standard deviation of x is."),),
+    same=(Same(5, "σ", "the law of E_q[x − μ]", "E(x − μ) = 0 for any standard deviation."),),
 )
 
 
@@ -83,4 +82,4 @@ def _(E, t):
 
 @d.shipped(rules.shipped)
 def _(E, t):
-    return kl(kljax.Normal, {"loc": t.mu, "scale": t.sigma}, {"loc": t.nu, "scale": t.tau})
+    return kl(NORMAL, {"loc": t.mu, "scale": t.sigma}, {"loc": t.nu, "scale": t.tau})

@@ -1,0 +1,73 @@
+"""The divergence as a Bregman divergence of the log-partition function."""
+
+from kljax.derivations import rules
+from kljax.derivations.derivation import Derivation
+from kljax.derivations.expectation import SIGMA, normal
+from kljax.derivations.expression import dot, gradient, log, stack
+from kljax.derivations.library import NORMAL, kl
+from kljax.derivations.parameters import positive, real
+
+d = Derivation(
+    name="exponential_family",
+    title="Any exponential family: a Bregman divergence",
+    question="What do all families of the form h(x) exp(⟨η, t(x)⟩ − A(η)) have in common?",
+    parameters={
+        "mu": real("μ", "mean of q"),
+        "sigma": positive("σ", "standard deviation of q"),
+        "nu": real("ν", "mean of p"),
+        "tau": positive("τ", "standard deviation of p"),
+    },
+    partners={"mu": "nu", "sigma": "tau"},
+    law=lambda t: normal(t.mu, t.sigma),
+    far=4.0,
+    answer=(
+        "KL(q‖p) is how far A at p's parameters lies above its tangent at q's: a Bregman "
+        "divergence with the arguments in the other order. Only A is needed."
+    ),
+)
+
+
+def _natural(loc, scale):
+    return stack(loc / scale**2, -1 / (2 * scale**2))
+
+
+def _log_partition(eta):
+    return -(eta[0] ** 2) / (4 * eta[1]) - log(-2 * eta[1]) / 2
+
+
+@d.start("KL(q‖p)")
+def _(E, t):
+    q, p = normal(t.mu, t.sigma), normal(t.nu, t.tau)
+    return E(lambda x: q.log_density(x) - p.log_density(x))
+
+
+@d.step(rules.exponential_family, route=SIGMA)
+def _(E, t):
+    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
+    return E(lambda x: dot(q - p, stack(x, x**2)) - _log_partition(q) + _log_partition(p))
+
+
+@d.step(rules.linearity)
+def _(E, t):
+    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
+    mean = E(lambda x: stack(x, x**2))
+    return dot(q - p, mean) - _log_partition(q) + _log_partition(p)
+
+
+@d.step(rules.mean_parameters)
+def _(E, t):
+    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
+    mean = gradient(lambda eta: _log_partition(eta), q)
+    return dot(q - p, mean) - _log_partition(q) + _log_partition(p)
+
+
+@d.step(rules.rearrange, note="A at p, above the tangent of A at q.")
+def _(E, t):
+    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
+    tangent = _log_partition(q) + dot(p - q, stack(t.mu, t.mu**2 + t.sigma**2))
+    return _log_partition(p) - tangent
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    return kl(NORMAL, {"loc": t.mu, "scale": t.sigma}, {"loc": t.nu, "scale": t.tau})

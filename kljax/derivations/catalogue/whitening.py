@@ -1,0 +1,98 @@
+"""The full covariance a second time: whiten, rotate, and only numbers are left."""
+
+from kljax.derivations import rules
+from kljax.derivations.catalogue import textbook
+from kljax.derivations.derivation import Derivation, Form
+from kljax.derivations.expectation import SIGMA, gaussian
+from kljax.derivations.expression import (
+    cholesky,
+    diagonal,
+    dot,
+    eigenvalues,
+    identity,
+    inv,
+    log,
+    logdet,
+    square_norm,
+    sum_over,
+    zeros,
+)
+from kljax.derivations.library import MVN, kl
+from kljax.derivations.parameters import covariance, vector
+
+d = Derivation(
+    name="whitening",
+    title="Two normal distributions of a vector: whiten and rotate",
+    question="Can the formula be found without any trace trick, from the case of one number?",
+    parameters={
+        "mu": vector("μ", "mean of q", 2),
+        "S": covariance("S", "covariance matrix of q", 2),
+        "nu": vector("ν", "mean of p", 2),
+        "T": covariance("T", "covariance matrix of p", 2),
+    },
+    partners={"mu": "nu", "S": "T"},
+    law=lambda t: gaussian(t.mu, t.S),
+    ends_in=(Form("MultivariateNormal", "MultivariateNormal"),),
+    answer=(
+        "Seen in the coordinates in which p is round and q lies along the axes, there are only "
+        "variance ratios λ and distances z. No step is shared with the trace trick."
+    ),
+)
+
+ROUND = {"q = p": "eigenvectors have no direction where the eigenvalues are equal"}
+
+
+def _white(t):
+    inverse = inv(cholesky(t.T))
+    return inverse @ (t.mu - t.nu), inverse @ t.S @ inverse.T
+
+
+@d.start("KL(q‖p)")
+def _(E, t):
+    q, p = gaussian(t.mu, t.S), gaussian(t.nu, t.T)
+    return E(lambda x: q.log_density(x) - p.log_density(x))
+
+
+@d.step(rules.whitening, note="An expectation over y = K⁻¹(x − ν), under which p is N(0, I).")
+def _(E, t):
+    z, W = _white(t)
+    q, p = gaussian(z, W), gaussian(zeros(t.mu), identity(t.mu))
+    return E(lambda y: q.log_density(y) - p.log_density(y), q)
+
+
+@d.step(rules.log_ratio, route=SIGMA)
+def _(E, t):
+    z, W = _white(t)
+
+    def log_ratio(y):
+        return (square_norm(y) - dot(y - z, inv(W) @ (y - z)) - logdet(W)) / 2
+
+    return E(log_ratio, gaussian(z, W))
+
+
+@d.step(rules.full_formula)
+def _(E, t):
+    z, W = _white(t)
+    return textbook.full(z, W, zeros(t.mu), identity(t.mu))
+
+
+@d.step(rules.spectral, skip=ROUND, note="λ are the eigenvalues of K⁻¹S K⁻ᵀ.")
+def _(E, t):
+    z, W = _white(t)
+    ratios = eigenvalues(W)
+    stretch = sum_over(ratios, lambda i: ratios[i] - 1 - log(ratios[i]))
+    return (stretch + square_norm(z)) / 2
+
+
+@d.step(rules.factors, note="The same sum by the diagonal and the rest of M = K⁻¹L.")
+def _(E, t):
+    m = inv(cholesky(t.T)) @ cholesky(t.S)
+    z, _ = _white(t)
+    logs = sum_over(t.mu, lambda i: 1 + 2 * log(diagonal(m)[i]))
+    return (square_norm(m) - logs + square_norm(z)) / 2
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    q = {"loc": t.mu, "scale_tril": cholesky(t.S)}
+    return kl(MVN, q, {"loc": t.nu, "scale_tril": cholesky(t.T)})
