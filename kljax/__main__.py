@@ -2,6 +2,6 @@
 
 import sys
 
-from kljax.cli import main
+from kljax.cli import run
 
-sys.exit(main())
+sys.exit(run())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.set_defaults(run=_verify)
     return parser
+
+
+def run() -> int:
+    """`main` as a process, which Ctrl-C ends at once."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # A KeyboardInterrupt may be raised inside a callback of JAX, which swallows it.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
