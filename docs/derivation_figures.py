@@ -472,11 +472,11 @@ def diagonal() -> Any:
 
 
 @_figure(
-    "accurate",
+    "accuracy",
     "Relative error in float32 of the textbook line and of what the library runs, as q comes "
     "near p.",
 )
-def accurate() -> Any:
+def accuracy() -> Any:
     figure, (axis,) = _panels(1, 3.4)
     separations = 10.0 ** np.linspace(-7, 0, 60)
     single = np.float32

@@ -414,7 +414,8 @@ def text_latex(text: str) -> str:
         if written[:1] not in "^_,;)" and out[-1:] not in "(":
             out += " "
         out += written
-    return out.replace(r" } \text{ ", " ").replace("/ ", "/").replace(" (", "(").strip()
+    out = out.replace(r" } \text{ ", " ").replace(r" } a \text{ ", " a ")
+    return out.replace("/ ", "/").replace(" (", "(").strip()
 
 
 def _token_latex(token: str) -> str:

@@ -664,10 +664,9 @@ def _steps(derivation: Derivation) -> Iterator[str]:
     for step in derivation.steps:
         rule = step.rule
         if rule is None:
-            base = f" It builds on [{step.restates}]({step.restates}.md)."
-            shown = base if step.restates else ""
             head = f"**{step.number}. Definition of {step.quantity}.**"
-            yield f"{head} {step.note}{shown}".strip()
+            base = f"It builds on [{step.restates}]({step.restates}.md)."
+            yield " ".join(filter(None, [head, step.note, base if step.restates else ""]))
         else:
             source = f" *({rule.source})*"
             yield f"**{step.number}. {_capital(rule.name)}.** {rule.statement}{source}"
@@ -732,7 +731,7 @@ def _short(example: Any) -> str:
 def _listed(names: Sequence[str]) -> str:
     said = {
         "q near p": "q is near p",
-        "far apart": "they are far apart",
+        "far apart": "the means are far apart",
         "condition 1e4": "the matrices have a condition of 1e4",
     }
     names = [said.get(name, name) for name in names]
