@@ -35,6 +35,8 @@ FLOORS = [
         "derivations.mutants",
         "derivations.verify",
         "derivations.kill",
+        "derivations.anchors",
+        "derivations.museum",
         "derivations.mend",
         "derivations.page",
     ],

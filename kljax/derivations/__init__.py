@@ -1,5 +1,7 @@
 """Derivations that the machine checks: why every formula of the library is true."""
 
+from kljax.derivations import anchors as anchors
+from kljax.derivations import museum as museum
 from kljax.derivations import parameters as parameters
 from kljax.derivations import rules as rules
 from kljax.derivations.catalogue import NAMES as NAMES

@@ -298,6 +298,13 @@ def _sum(a: Any) -> Any:
     return a.contract("i...->...") if isinstance(a, Series) else jnp.sum(a)
 
 
+def _square_norm(a: Any) -> Any:
+    square = a * a
+    while isinstance(square, Series) and square.rank:
+        square = square.contract("i...->...")
+    return square if isinstance(square, Series) else jnp.sum(square)
+
+
 def _outer(a: Any, b: Any) -> Any:
     if isinstance(a, Series):
         return a.product(b, lambda x, y: np.einsum("i...,j...->ij...", x, y))
@@ -380,7 +387,7 @@ diagonal = Op("diagonal", _diagonal, _called("diag"))
 diagonal_matrix = Op("diagonal_matrix", _diagonal_matrix, _called("Diag"))
 eigenvalues = Op("eigenvalues", _eigenvalues, _called("eig"))
 lower = Op("lower", _lower, _called("tril"))
-square_norm = Op("square_norm", lambda a: _sum(a * a), _show_square_norm)
+square_norm = Op("square_norm", _square_norm, _show_square_norm)
 # The identity, zeros and ones of the size of a vector.
 identity = Op("identity", lambda a: np.eye(a.shape[0]), lambda _: layout.name("I"))
 zeros = Op("zeros", lambda a: np.zeros(a.shape[0]), lambda _: layout.number(0))
@@ -410,23 +417,29 @@ class Shipped:
 
     def __init__(self, function: Callable[..., Any]):
         self.function = function
-        self._compiled: Callable[..., Any] | None = None
+        self._compiled: dict[tuple[tuple[int, ...], ...], Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
         if any(isinstance(x, Series) for x in args):
             return self._series(args)
         return self.function(*args)
 
+    def _flat(self, shapes: list[tuple[int, ...]]) -> Callable[[Any], Any]:
+        """The function of all its arguments in one vector."""
+        sizes = [int(np.prod(shape)) for shape in shapes]
+
+        def flat(x: Any) -> Any:
+            parts = jnp.split(x, np.cumsum(sizes)[:-1])
+            return self.function(*(a.reshape(s) for a, s in zip(parts, shapes, strict=True)))
+
+        return flat
+
     def derivatives(self, shapes: list[tuple[int, ...]]) -> Callable[..., Any]:
         """Compiled value, gradient and Hessian by all arguments, flattened, of a batch."""
-        if self._compiled is None:
-            sizes = [int(np.prod(shape)) for shape in shapes]
-
-            def flat(x: jax.Array) -> jax.Array:
-                parts = jnp.split(x, np.cumsum(sizes)[:-1])
-                return self.function(
-                    *(a.reshape(s) for a, s in zip(parts, shapes, strict=True))
-                )
+        key = tuple(shapes)
+        if key not in self._compiled:
+            flat = self._flat(shapes)
+            size = sum(int(np.prod(shape)) for shape in shapes)
 
             def all_orders(x: jax.Array) -> Any:
                 def first(x: jax.Array) -> Any:
@@ -437,10 +450,10 @@ class Shipped:
                 return value, gradient, hessian
 
             # One at a time: the batch's size then never asks for another program.
-            self._compiled = smallmatrix.quickly(
-                lambda xs: jax.lax.map(all_orders, xs), jnp.zeros((CHUNK, sum(sizes)))
+            self._compiled[key] = smallmatrix.quickly(
+                lambda xs: jax.lax.map(all_orders, xs), jnp.zeros((CHUNK, size))
             )
-        return self._compiled
+        return self._compiled[key]
 
     def _series(self, args: tuple[Any, ...]) -> Series:
         like = next(x for x in args if isinstance(x, Series))
@@ -457,6 +470,9 @@ class Shipped:
             axis=1,
         )
         points = flat[0].reshape(flat.shape[1], -1).T
+        if len(flat) == 1:
+            values = np.asarray(jax.vmap(self._flat(shapes))(jnp.asarray(points)))
+            return Series(values.reshape(1, *tail), like.depth)
         points, place = np.unique(points, axis=0, return_inverse=True)
         orders = in_chunks(self.derivatives(shapes), points)
         value, gradient, hessian = (x[place.reshape(-1)] for x in orders)
@@ -524,9 +540,18 @@ def _show_sum(_: Box, body: Box, bound: Box) -> Box:
     return layout.big("Σ", bound, body)
 
 
-def _show_gradient(_: Box, body: Box, bound: Box) -> Box:
+def occurs(symbol: Symbol, x: Expr) -> bool:
+    """Whether a formula contains a symbol."""
+    return x is symbol or any(occurs(symbol, a) for a in x.args)
+
+
+def _show_gradient(at: Box, body: Box, bound: Box) -> Box:
     nabla = Box("index", (layout.operator("∇"), bound))
-    return layout.row(APPLICATION, nabla, layout.hold(body, ATOM))
+    if at == bound:
+        return layout.row(APPLICATION, nabla, layout.hold(body, ATOM))
+    place = layout.row(layout.RELATION, bound, layout.operator("="), at)
+    where = Box("index", (layout.fence(body, "[", "]"), place))
+    return layout.row(APPLICATION, nabla, where)
 
 
 SUM = Op("sum", _sum, lambda a: layout.call(layout.word("sum"), a))
@@ -568,8 +593,11 @@ def sum_over(values: Any, function: Callable[[Any], Any]) -> Any:
 def gradient(function: Callable[[Any], Any], at: Any) -> Any:
     """The gradient of a function by its argument, there."""
     if isinstance(at, Expr):
-        name = at.name if isinstance(at, Symbol) else variable_name(function)
-        return binder(GRADIENT, (at,), function, name)
+        found = binder(GRADIENT, (at,), function, variable_name(function))
+        # ∇_μ f(μ) needs no other letter, unless μ is in f as something that stays.
+        if isinstance(at, Symbol) and not occurs(at, found.args[-1]):
+            return binder(GRADIENT, (at,), function, at.name)
+        return found
     return jax.grad(lambda x: jnp.sum(function(x)))(jnp.asarray(at))
 
 

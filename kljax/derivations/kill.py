@@ -35,10 +35,17 @@ class Fate(NamedTuple):
 
 
 class KillTable(NamedTuple):
-    """What became of every mutant of a derivation."""
+    """What became of every mutant of a derivation.
+
+    Attributes:
+        derivation: which.
+        fates: of every mutant.
+        unsound: numbers of lines that differ from a line beside them as they stand.
+    """
 
     derivation: Derivation
     fates: tuple[Fate, ...]
+    unsound: tuple[int, ...] = ()
 
     @property
     def survivors(self) -> tuple[Fate, ...]:
@@ -85,14 +92,25 @@ def _seen(got: np.ndarray, want: np.ndarray) -> set[str]:
     return out
 
 
-def kill_table(derivation: Derivation, *, points: int = 3) -> KillTable:
+def kill_table(derivation: Derivation, *, points: int = 3, library: bool = True) -> KillTable:
     """Alters every line at every place, and asks every check.
 
     A mutant is compared with the lines beside its own: value, slope and curvature along a
     random direction, and, across algebra steps, the same with the expectation at one point.
+
+    Args:
+        derivation: what to alter.
+        points: how many generic points, besides q = p.
+        library: whether lines that call the library are altered too; their programs take
+            long to compile.
+
+    Returns:
+        The table; `table.survivors` is empty if the checks see everything.
     """
     names, thetas = derivation.points(points, seed=1)
-    keep = [n for n, name in enumerate(names) if name.startswith("generic") or name == "q = p"]
+    skipped = set[str]().union(*(step.skip for step in derivation.steps))
+    wanted = {"q = p"} - skipped
+    keep = [n for n, name in enumerate(names) if name.startswith("generic") or name in wanted]
     thetas = thetas[keep]
     rng = np.random.default_rng(17)
     changes = [rng.normal(size=thetas.shape) for _ in range(2)]
@@ -105,37 +123,52 @@ def kill_table(derivation: Derivation, *, points: int = 3) -> KillTable:
         values = trees.series(thetas, changes)
         lines = [_Line(trees, n, values, values) for n in range(len(trees.lines))]
         fates: list[Fate] = []
+        unsound: list[int] = []
         for part in derivation.parts():
             numbers = [step.number for step in part]
             for number in numbers:
-                fates += _fates(trees, lines, numbers, number)
-    return KillTable(derivation, tuple(fates))
+                if library or not lines[number].step.shipped:
+                    found, sound = _fates(trees, lines, numbers, number, library)
+                    fates += found
+                    unsound += [] if sound else [number]
+    return KillTable(derivation, tuple(fates), tuple(unsound))
 
 
-def _neighbours(lines: list[_Line], numbers: list[int], number: int) -> list[tuple[int, bool]]:
+def _neighbours(
+    lines: list[_Line], numbers: list[int], number: int, library: bool
+) -> list[tuple[int, bool]]:
     """Lines to compare with, and whether across an algebra step."""
     out = []
     for other, step in ((number - 1, number), (number + 1, number + 1)):
         if other not in numbers or lines[step].step.relation != "=":
             continue
+        if lines[other].step.shipped and not library:
+            continue
         out.append((other, lines[step].step.at_points))
     return out
 
 
-def _fates(trees: Trees, lines: list[_Line], numbers: list[int], number: int) -> list[Fate]:
+def _fates(
+    trees: Trees, lines: list[_Line], numbers: list[int], number: int, library: bool
+) -> tuple[list[Fate], bool]:
+    """The fates of a line's mutants, and whether the line itself passes."""
     line = lines[number]
-    neighbours = _neighbours(lines, numbers, number)
-    if not neighbours or line.step.restates:
-        return []
+    neighbours = _neighbours(lines, numbers, number, library)
+    if not neighbours:
+        return [], True
     exact = [mixed(lines[other].reading(lines[other].tree), 2) for other, _ in neighbours]
-    line.reading(line.tree)
+    original = mixed(line.reading(line.tree), 2)
+    sound = not any(_seen(original, want) for want in exact)
     pointwise = [
         mixed(lines[other].point(lines[other].tree), 2)
         for other, algebra in neighbours
         if algebra and any(map(has_expectation, (lines[other].tree, line.tree)))
     ]
     if pointwise:
-        line.point(line.tree)
+        at_point = mixed(line.point(line.tree), 2)
+        sound = sound and not any(_seen(at_point, want) for want in pointwise)
+    if line.step.restates:
+        return [], sound
     parameters = {
         s: trees.series(np.zeros((1, _size(trees))), [])[s].shape for s in _symbols(trees)
     }
@@ -160,7 +193,7 @@ def _fates(trees: Trees, lines: list[_Line], numbers: list[int], number: int) ->
             seen.add("bound")
         proof = "" if seen else _proof(trees.derivation, number, mutant)
         out.append(Fate(number, mutant, frozenset(seen), proof))
-    return out
+    return out, sound
 
 
 def _bounds(

@@ -52,9 +52,13 @@ def _clamp(x: Any) -> Any:
     # Half of the smallest size: active everywhere, so also where an expectation has its mass.
     sizes = np.abs(x.parts[0])
     bound = 0.5 * np.min(sizes[sizes > 0], initial=1.0)
-    inside = np.abs(x.parts[0]) <= bound
+    return _clip(x, -bound, bound)
+
+
+def _clip(x: Series, low: float, high: float) -> Series:
+    inside = (low <= x.parts[0]) & (x.parts[0] <= high)
     parts = x.parts * inside
-    parts[0] = np.clip(x.parts[0], -bound, bound)
+    parts[0] = np.clip(x.parts[0], low, high)
     return Series(parts, x.depth)
 
 
@@ -79,6 +83,16 @@ def _mean(x: Any) -> Any:
 CLAMP = Op("clamp", _clamp, lambda a: layout.call(layout.word("clamp"), a))
 ROUND = Op("bfloat16", _round_to_bfloat16, lambda a: layout.call(layout.word("bfloat16"), a))
 BEND = Op("bend", _bend, lambda a: layout.call(layout.word("bend"), a))
+CLAMP_ONE = Op(
+    "clamp_one",
+    lambda x: _clip(x, -1.0, 1.0),
+    lambda a: layout.call(layout.word("clip"), a, layout.number(-1), layout.number(1)),
+)
+FLOOR = Op(
+    "floor",
+    lambda x: _clip(x, 0.5, np.inf),
+    lambda a: layout.call(layout.word("max"), a, layout.number(0.5)),
+)
 LOSE_LAST = Op(
     "lose_last",
     lambda a: a.shape[0] - 1.0,
@@ -341,9 +355,9 @@ def _swap(x: Expr, context: Context) -> Iterator[Expr]:
     square = len(set(map(context.shape_of, x.args))) == 1
     if x.op is ex.divide and square and not _is_number(x.args[0], 1):
         yield ex.divide(x.args[1], x.args[0])
-    # tr(AB) = tr(BA), |AB| = |BA|.
+    # AB and BA have the same trace, determinant and eigenvalues.
     if x.op is ex.matmul and len(context.shape) == 2 and square:
-        free = context.inside("tr") or _in_determinant(context)
+        free = context.inside("tr", "eigenvalues") or _in_determinant(context)
         if not free and not same(*x.args):
             yield ex.matmul(x.args[1], x.args[0])
 
@@ -357,7 +371,9 @@ def _symbol(x: Expr, context: Context) -> Iterator[Expr]:
 @_kind("transpose")
 def _transpose(x: Expr, context: Context) -> Iterator[Expr]:
     square = len(context.shape) == 2 and context.shape[0] == context.shape[1]
-    free = context.inside("tr", "square_norm", "diagonal") or _in_determinant(context)
+    free = context.inside("tr", "square_norm", "diagonal", "eigenvalues") or _in_determinant(
+        context
+    )
     if not square or free or is_symmetric(x, context.shapes):
         return
     if x.op is ex.transpose:

@@ -11,6 +11,8 @@ same bits     a line that agrees with the one before in every bit, everywhere, i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -326,8 +328,7 @@ def _verify(derivation: Derivation, names: tuple[str, ...], thetas: np.ndarray) 
     lines: list[LineReport] = []
     all_orders: list[Orders] = []
     first = 0
-    for step in derivation.steps:
-        got = by_jax(trees, step, thetas)
+    for step, got in zip(derivation.steps, _all_by_jax(trees, thetas), strict=True):
         _require_finite(derivation, step, names, got)
         all_orders.append(got)
         if step.rule is None:
@@ -366,6 +367,25 @@ def _verify(derivation: Derivation, names: tuple[str, ...], thetas: np.ndarray) 
             )
         )
     return Report(derivation, tuple(lines), tuple(comparison.failures))
+
+
+# JAX's compiler leaves Python to other threads; tracing does not.
+THREADS = 2
+
+
+def _all_by_jax(trees: Trees, thetas: np.ndarray) -> Iterator[Orders]:
+    """Every line by JAX, the next ones compiling while one is looked at."""
+
+    def one(step: Step) -> Orders:
+        # Both settings are of a thread.
+        with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+            return by_jax(trees, step, thetas)
+
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        yield from pool.map(one, trees.derivation.steps)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _bound_between(derivation: Derivation, first: int, step: Step) -> bool:

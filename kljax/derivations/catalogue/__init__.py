@@ -24,6 +24,8 @@ NAMES = (
     "surgery",
     "exponential_family",
     "estimators",
+    "accuracy",
+    "structures",
 )
 
 

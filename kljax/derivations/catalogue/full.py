@@ -1,7 +1,7 @@
 """Two normal distributions of a vector, by the trace trick."""
 
 from kljax.derivations import rules
-from kljax.derivations.derivation import Derivation, Form
+from kljax.derivations.derivation import Derivation, Form, Same
 from kljax.derivations.expectation import SIGMA, gaussian
 from kljax.derivations.expression import (
     cholesky,
@@ -35,6 +35,15 @@ d = Derivation(
     partners={"mu": "nu", "S": "T"},
     law=lambda t: gaussian(t.mu, t.S),
     ends_in=(Form("MultivariateNormal", "MultivariateNormal"),),
+    same=(
+        Same(
+            7,
+            "chol(T)⁻¹ chol(S)",
+            "Σ_i",
+            "The diagonal of a product of lower triangular matrices is that of its factors.",
+            "operands swapped",
+        ),
+    ),
     answer=(
         "The trace says how wide q is in units of p, the Mahalanobis distance how far the "
         "means are apart, and log-determinant and dimension make the sum zero where q is p."

@@ -1,12 +1,12 @@
 """The full covariance a second time: whiten, rotate, and only numbers are left."""
 
 from kljax.derivations import rules
-from kljax.derivations.catalogue import textbook
-from kljax.derivations.derivation import Derivation, Form
+from kljax.derivations.derivation import Derivation, Form, Same
 from kljax.derivations.expectation import SIGMA, gaussian
 from kljax.derivations.expression import (
     cholesky,
     diagonal,
+    dimension,
     dot,
     eigenvalues,
     identity,
@@ -15,6 +15,7 @@ from kljax.derivations.expression import (
     logdet,
     square_norm,
     sum_over,
+    tr,
     zeros,
 )
 from kljax.derivations.library import MVN, kl
@@ -33,6 +34,26 @@ d = Derivation(
     partners={"mu": "nu", "S": "T"},
     law=lambda t: gaussian(t.mu, t.S),
     ends_in=(Form("MultivariateNormal", "MultivariateNormal"),),
+    same=(
+        *(
+            Same(
+                4,
+                was,
+                "Σ_i (eig(",
+                "The sum of log λ_i is a log-determinant: order and transposes do not matter.",
+                kind,
+            )
+            for was in ("chol(T)⁻¹ S", "chol(T)⁻¹", "chol(T)", "(chol(T)⁻¹)ᵀ")
+            for kind in ("transpose", "operands swapped")
+        ),
+        Same(
+            5,
+            "chol(T)⁻¹ chol(S)",
+            "Σ_i",
+            "The diagonal of a product of lower triangular matrices is that of its factors.",
+            "operands swapped",
+        ),
+    ),
     answer=(
         "Seen in the coordinates in which p is round and q lies along the axes, there are only "
         "variance ratios λ and distances z. No step is shared with the trace trick."
@@ -73,7 +94,7 @@ def _(E, t):
 @d.step(rules.full_formula)
 def _(E, t):
     z, W = _white(t)
-    return textbook.full(z, W, zeros(t.mu), identity(t.mu))
+    return (tr(W) + square_norm(z) - dimension(z) - logdet(W)) / 2
 
 
 @d.step(rules.spectral, skip=ROUND, note="λ are the eigenvalues of K⁻¹S K⁻ᵀ.")
