@@ -17,6 +17,7 @@ from kljax.derivations.derivation import Derivation
 from kljax.derivations.expectation import SIGMA, Reading, normal
 from kljax.derivations.expression import log
 from kljax.derivations.parameters import Parameter, positive, real
+from kljax.derivations.precision import digits_lost
 from kljax.derivations.rules import Rule
 from kljax.derivations.series import Series
 from kljax.derivations.verify import TOLERANCE, Z_LIMIT, Trees, by_jax, mixed
@@ -218,6 +219,18 @@ def test_series_follow_the_rules_of_calculus():
     )
     np.testing.assert_allclose((x**3).parts[:, 0], [0.343, 3 * 0.49, 3 * 0.49, 6 * 0.7])
     np.testing.assert_allclose((x.exp().log() - x).parts, 0, atol=1e-15)
+
+
+def test_equal_lines_are_not_equal_programs():
+    lost = {loss.step: loss for loss in digits_lost(get("accuracy"))}
+    textbook, four_terms, library = lost[1], lost[2], lost[4]
+    assert max(library.digits) < 1
+    assert not library.negative
+    assert textbook.negative
+    assert max(textbook.digits) > 7
+    assert min(textbook.digits[2:]) > 5
+    # A digit lost for every factor of ten that q is nearer to p.
+    assert four_terms.digits[-1] - four_terms.digits[0] > 3
 
 
 # ---- bad input ------------------------------------------------------------------------------

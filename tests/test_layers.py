@@ -37,6 +37,7 @@ FLOORS = [
         "derivations.kill",
         "derivations.anchors",
         "derivations.museum",
+        "derivations.precision",
         "derivations.mend",
         "derivations.page",
     ],
