@@ -51,7 +51,7 @@ def definition(q: Any, p: Any) -> float:
 
 
 class Evaluated(NamedTuple):
-    """A pair in float64 with everything that is asked of it, compiled as one program."""
+    """A pair in float64 with everything that is asked of it."""
 
     q: Any
     p: Any
@@ -60,15 +60,26 @@ class Evaluated(NamedTuple):
     gradient: Any
 
 
+_value_and_gradient = jax.value_and_grad(kljax.kl_divergence, argnums=(0, 1))
+
+
 @functools.cache
 def evaluated(pair: Pair) -> Evaluated:
-    def everything(q: Any, p: Any) -> tuple[Any, Any, Any]:
-        kl, gradient = jax.value_and_grad(kljax.kl_divergence, argnums=(0, 1))(q, p)
-        return kl, kljax.kl_terms(q, p), gradient
-
+    """Op by op: so every operation is compiled once for all pairs, not a program for each."""
     with jax.enable_x64(True):
         q, p = sample_pair(pair, "evaluated", dtype=np.float64, d=2)
-        return Evaluated(q, p, *jax.jit(everything)(q, p))
+        with jax.disable_jit():
+            kl, gradient = _value_and_gradient(q, p)
+            terms = kljax.kl_terms(q, p)
+    return Evaluated(q, p, kl, terms, gradient)
+
+
+def check_traced(pair: Pair) -> None:
+    """Jit takes the pair as well; how accurate compiled programs are is in the table."""
+    q, p, kl, _, gradient = evaluated(pair)
+    with jax.enable_x64(True):
+        traced = jax.eval_shape(_value_and_gradient, q, p)
+    chex.assert_trees_all_equal_shapes_and_dtypes(traced, (kl, gradient))
 
 
 def check_definition(pair: Pair) -> None:
@@ -186,8 +197,7 @@ def check_nonnegative(pair: Pair) -> None:
 def check_equal(pair: Pair) -> None:
     """Exactly 0, with a gradient of exactly 0, at q = p."""
     p = draw(pair[1], rng_for("equal", *pair), batch=(5,))
-    function = jax.vmap(jax.value_and_grad(kljax.kl_divergence, argnums=(0, 1)))
-    value, gradient = jax.jit(function)(p, p)
+    value, gradient = jax.jit(jax.vmap(_value_and_gradient))(p, p)
     for x in jax.tree.leaves((value, gradient)):
         np.testing.assert_array_equal(np.asarray(x), 0)
 
@@ -222,12 +232,16 @@ def check_sampled(pair: Pair) -> None:
     assert abs(estimate - kl) < Z_LIMIT * error, (estimate, kl, error)
 
 
+TRACED = {"traced", "nonnegative", "equal", "sampled"}
+"""The checks that leave traced or compiled programs behind."""
+
 CHECKS = {
     check.__name__.removeprefix("check_"): check
     for check in (
         check_definition,
         check_gradient,
         check_terms,
+        check_traced,
         check_nonnegative,
         check_equal,
         check_sampled,

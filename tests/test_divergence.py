@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-import kljax
 from cases import PAIRS, pair_name
 from checks import (
     check_definition,
@@ -13,20 +12,10 @@ from checks import (
     check_nonnegative,
     check_sampled,
     check_terms,
+    check_traced,
 )
 
 SAME = [pair for pair in PAIRS if pair[0] == pair[1]]
-# Coordinates are the same functions for a number and for a vector, and a variance takes the
-# way of a scale into a matrix: these mixed pairs are shown once.
-SHOWN = [
-    pair
-    for pair in PAIRS
-    if pair[0] == pair[1]
-    or not (
-        pair[0].family is kljax.Normal
-        or (pair[0].family is not pair[1].family and "variance" in {x.field for x in pair})
-    )
-]
 SAMPLED = [
     pair
     for pair in PAIRS
@@ -35,11 +24,12 @@ SAMPLED = [
 ]
 
 
-@pytest.mark.parametrize("pair", SHOWN, ids=pair_name)
+@pytest.mark.parametrize("pair", PAIRS, ids=pair_name)
 def test_value_terms_and_gradient_are_those_of_the_definition(pair):
     check_definition(pair)
     check_terms(pair)
     check_gradient(pair)
+    check_traced(pair)
 
 
 @pytest.mark.parametrize("pair", SAME, ids=pair_name)
