@@ -72,11 +72,6 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
         [(matrices, "location", _doubled(matrices.location))],
         {"definition", "terms"},
     ),
-    "q and p swapped, coordinates": (
-        DIAGONAL,
-        [(gaussian, "_groups", _swapped(gaussian._groups))],
-        {"definition", "terms", "sampled"},
-    ),
     "q and p swapped, matrices": (
         FULL,
         [(gaussian, "_groups", _swapped(gaussian._groups))],
@@ -96,6 +91,12 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
         FULL,
         [(linalg, "solve_lower", _transposed)],
         {"definition", "terms"},
+    ),
+    # Last, since they clear what is compiled (see _forget).
+    "q and p swapped, coordinates": (
+        DIAGONAL,
+        [(gaussian, "_groups", _swapped(gaussian._groups))],
+        {"definition", "terms", "sampled"},
     ),
     "sum of cancelling terms": (
         DIAGONAL,
