@@ -161,7 +161,10 @@ def _list() -> int:
 
 def _align(derivation: Derivation) -> str:
     """The lines as LaTeX to paste; every part begins at its definition."""
-    lines = []
+    from kljax.derivations import layout
+
+    equations = (layout.latex(box).partition("= ") for box in derivation.definitions())
+    lines = [f"{left}&{equals}{right}" for left, equals, right in equations]
     for step in derivation.steps:
         latex = derivation.latex(step)
         left, equals, right = latex.partition("= ") if step.rule is None else ("", "", latex)

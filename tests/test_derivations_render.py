@@ -9,12 +9,12 @@ import latex2mathml.converter
 import numpy as np
 import pytest
 
-from kljax.derivations import catalogue, layout, mend, render, rules
+from kljax.derivations import catalogue, layout, mend, naming, render, rules
 from kljax.derivations.derivation import Derivation
 from kljax.derivations.expectation import SIGMA, normal
-from kljax.derivations.expression import log, stop_gradient
+from kljax.derivations.expression import exp, log, stop_gradient, symbol
 from kljax.derivations.parameters import positive, real
-from kljax.derivations.verify import Failure, LineReport, Report
+from kljax.derivations.verify import Failure, LineReport, Report, Trees
 
 # What GitHub's MathJax and KaTeX both know; \operatorname is forbidden on GitHub.
 MACROS = {
@@ -24,7 +24,7 @@ MACROS = {
         "rVert lbrace rbrace log exp det sin cos max min cdot times circ otimes parallel mid",
         "ge le approx partial nabla int sum top dots mapsto alpha beta gamma delta varepsilon",
         "zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon varphi chi psi",
-        "omega Gamma Delta Omega Lambda Sigma Phi ell",
+        "omega Gamma Delta Omega Lambda Sigma Phi ell bar",
     )
     for name in names.split()
 }
@@ -45,6 +45,24 @@ def test_latex_parses(derivation):
         assert set(re.findall(r"\\(?:[A-Za-z]+|.)", latex)) <= MACROS, latex
         # Raises for an unbalanced brace, \left without \right, or two indices at one base.
         ElementTree.fromstring(latex2mathml.converter.convert(latex))
+    for definition in derivation.definitions():
+        latex = layout.latex(definition)
+        assert set(re.findall(r"\\(?:[A-Za-z]+|.)", latex)) <= MACROS, latex
+        ElementTree.fromstring(latex2mathml.converter.convert(latex))
+
+
+def test_names_are_defined_once_and_before_they_are_used(derivation):
+    known = {p.symbol for p in derivation.parameters.values()}
+    symbols = derivation.symbols()
+    found = naming.definitions(derivation.tree(step, symbols) for step in derivation.steps)
+    for op in found:
+        assert op.name not in known
+        used = {x.op.name for x in render._nodes(op.right) if isinstance(x.op, naming.NameOp)}
+        assert used <= known
+        known.add(op.name)
+    text = "\n".join(render._symbols(derivation, 10_000).splitlines())
+    for op in found:
+        assert text.count(f"  {layout.plain(op.equation())}") == 1
 
 
 def test_mathml_is_well_formed(derivation):
@@ -121,6 +139,62 @@ def test_wrapped_formulas_lose_nothing(derivation, width):
             s for line in lines if len(line) > width for s in (" + ", " − ", ", ") if s in line
         ]
         assert not signs or width < 60
+
+
+# ---- names ----------------------------------------------------------------------------------
+
+
+def _with_a_name(change=lambda ratio: ratio) -> Derivation:
+    d = _mine()
+
+    @d.step(rules.rearrange)
+    def _(E, t):
+        ratio = naming.named("r", t.sigma**2 / t.tau**2)
+        square = naming.named("s", lambda x, y: (x - y) ** 2, t.mu, t.nu) / t.tau**2
+        return (change(ratio) - 1 - log(ratio) + square) / 2
+
+    return d
+
+
+def test_a_name_stands_for_a_part():
+    d = _with_a_name()
+    assert render.equation(d, d.steps[-1]) == "= (r − 1 − log r + s(μ, ν)/τ²)/2"
+    assert [layout.plain(box) for box in d.definitions()] == [
+        "r = σ²/τ²",
+        "s(x, y) = (x − y)²",
+    ]
+    assert ("y", "argument of s(x, y)") in render.glossary(d)
+    assert naming.named("r", 2.0) == 2.0
+    assert naming.named("r", lambda x: x + 1, 2.0) == 3.0
+
+
+def test_mutants_and_repairs_reach_under_a_name():
+    trees = Trees(_with_a_name())
+    assert repr(trees.lines[-1]) == "(σ²/τ² − 1 − log (σ²/τ²) + (μ − ν)²/τ²)/2"
+    # What was not altered keeps its name.
+    line, names = trees.lines[-1], trees.names[-1]
+    assert repr(naming.spelled(line, names)) == "(r − 1 − log r + s(μ, ν)/τ²)/2"
+    repairs = mend.repairs(_with_a_name(lambda ratio: 2 * ratio), 5)
+    assert "(r − 1 − log r + s(μ, ν)/τ²)/2" in [repr(repair.tree) for repair in repairs]
+
+
+def test_a_name_for_two_formulas_is_refused():
+    d = _with_a_name()
+
+    @d.step(rules.rearrange)
+    def _(E, t):
+        return naming.named("r", t.sigma / t.tau)
+
+    with pytest.raises(ValueError, match="'r' stands for two formulas: r = σ²/τ² and r = σ/τ"):
+        d.definitions()
+
+
+def test_signs_stand_in_front():
+    x = symbol("x")
+    assert repr(-1 / (2 * x)) == "−1/(2 x)"
+    assert repr(-x / 2 + -x) == "−x/2 + (−x)"
+    assert repr(3 - -2 * x) == "3 − (−2 x)"
+    assert repr(exp(log(x / 2))) == "x/2"
 
 
 # ---- numbers --------------------------------------------------------------------------------
@@ -285,7 +359,8 @@ def test_markdown_shows_without_a_site_builder(derivation):
     kills = {"sign": {"mutants": 3, "seen": 3, "value": 2}}
     text = render.markdown(derivation, report, kills)
     blocks = re.findall(r"^```math\n(.+)\n```$", text, re.MULTILINE)
-    assert blocks == [derivation.latex(step) for step in derivation.steps]
+    definitions = [layout.latex(box) for box in derivation.definitions()]
+    assert blocks == definitions + [derivation.latex(step) for step in derivation.steps]
     assert not re.search(r"<[a-zA-Z/]", text)
     for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         columns = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
@@ -295,4 +370,4 @@ def test_markdown_shows_without_a_site_builder(derivation):
 def test_a_notebook_shows_the_derivation(derivation):
     text = derivation._repr_markdown_()
     assert text.startswith(f"### {derivation.title}")
-    assert text.count("$$") == 2 * len(derivation.steps)
+    assert text.count("$$") == 2 * len(derivation.steps + derivation.definitions())

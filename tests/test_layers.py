@@ -21,6 +21,7 @@ FLOORS = [
         "derivations.layout",
         "derivations.smallmatrix",
         "derivations.expression",
+        "derivations.naming",
         "derivations.expectation",
         "derivations.parameters",
         "derivations.rules",

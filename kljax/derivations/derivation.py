@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 from kljax.derivations import expression as ex
-from kljax.derivations import layout, parameters
+from kljax.derivations import layout, naming, parameters
 from kljax.derivations.expectation import CUBATURE, Law, Route, Symbolic
 from kljax.derivations.expression import Expr, Symbol
 from kljax.derivations.parameters import Parameter, Points
@@ -104,6 +104,7 @@ class Derivation:
         law: parameters to the law that E is under.
         partners: which parameter of q goes with which of p, for the points where q is p.
         ends_in: closed forms of the library that its last lines are.
+        notation: meanings of symbols that are not parameters, where the usual one does not fit.
         answer: what was shown, in plain words.
         mistakes: names of frequent mistakes that belong here (see `museum`).
         generic: how many generic points are tried.
@@ -118,6 +119,7 @@ class Derivation:
     law: Callable[[Any], Law]
     partners: dict[str, str] = field(default_factory=dict)
     ends_in: tuple[Form, ...] = ()
+    notation: dict[str, str] = field(default_factory=dict)
     answer: str = ""
     mistakes: tuple[str, ...] = ()
     generic: int = 12
@@ -208,6 +210,12 @@ class Derivation:
         """A line as notation."""
         return ex.box(self.tree(step, self.symbols()))
 
+    def definitions(self) -> list[layout.Box]:
+        """What the names in the lines stand for, each after those that it uses."""
+        symbols = self.symbols()
+        trees = (self.tree(step, symbols) for step in self.steps)
+        return [op.equation() for op in naming.definitions(trees)]
+
     def points(self, generic: int | None = None, *, seed: int = 0) -> Points:
         """Where the lines are compared."""
         count = self.generic if generic is None else generic
@@ -234,6 +242,7 @@ class Derivation:
         """What a notebook shows."""
         meaning = [f"- {p.symbol}: {p.meaning}" for p in self.parameters.values()]
         lines = [f"### {self.title}", self.question, "\n".join(meaning)]
+        lines += [f"$$\n{layout.latex(box)}\n$$" for box in self.definitions()]
         for step in self.steps:
             if step.rule is not None:
                 lines.append(f"{step.number}. **{step.rule.name}.** {step.rule.statement}")

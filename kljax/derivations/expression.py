@@ -179,7 +179,16 @@ def _infix(sign: str, level: int, right: int) -> Callable[[Box, Box], Box]:
     return show
 
 
+def _show_sum_of_two(a: Box, b: Box) -> Box:
+    # Not a + −b.
+    right = layout.fence(b) if layout.leads_with_minus(b) else b
+    return _infix("+", layout.SUM, layout.SUM)(a, right)
+
+
 def _show_product(a: Box, b: Box) -> Box:
+    if layout.leads_with_minus(a) and a.parts[1].kind == "number":
+        # −2 x for (−2) x.
+        return layout.row(layout.SUM, layout.operator("−"), _show_product(a.parts[1], b))
     sign = [layout.operator("·")] if b.kind == "number" or _leads_with_number(b) else []
     return layout.row(
         PRODUCT, layout.hold(a, PRODUCT), *sign, layout.hold(b, max(PRODUCT, _tight(b)))
@@ -211,7 +220,7 @@ def _transpose(a: Any) -> Any:
     return a.T
 
 
-add = Op("add", lambda a, b: a + b, _infix("+", layout.SUM, layout.SUM))
+add = Op("add", lambda a, b: a + b, _show_sum_of_two)
 subtract = Op("subtract", lambda a, b: a - b, _infix("−", layout.SUM, PRODUCT))
 multiply = Op("multiply", lambda a, b: a * b, _show_product)
 divide = Op("divide", lambda a, b: a / b, layout.fraction)
@@ -270,6 +279,13 @@ def _called(text: str) -> Callable[..., Box]:
 
 
 def _show_exp(a: Box) -> Box:
+    if a.kind == "row" and a.level == APPLICATION and a.parts[0] == layout.word("log"):
+        # The exponential of a logarithm is what the logarithm is of.
+        return (
+            layout.bare(a.parts[1])
+            if len(a.parts) == 2
+            else layout.row(APPLICATION, *a.parts[1:])
+        )
     return layout.power(layout.name("e"), a)
 
 
@@ -388,6 +404,7 @@ diagonal_matrix = Op("diagonal_matrix", _diagonal_matrix, _called("Diag"))
 eigenvalues = Op("eigenvalues", _eigenvalues, _called("eig"))
 lower = Op("lower", _lower, _called("tril"))
 square_norm = Op("square_norm", _square_norm, _show_square_norm)
+zero_like = Op("zero_like", lambda a: 0 * a, lambda _: layout.number(0))
 # The identity, zeros and ones of the size of a vector.
 identity = Op("identity", lambda a: np.eye(a.shape[0]), lambda _: layout.name("I"))
 zeros = Op("zeros", lambda a: np.zeros(a.shape[0]), lambda _: layout.number(0))
@@ -401,8 +418,8 @@ def quad(a: Any, matrix: Any) -> Any:
     return dot(a, matrix @ a)
 
 
-# What they compute depends on the length of their argument alone.
-OF_LENGTH = (dimension, identity, zeros, ones)
+# What they compute depends on the shape of their argument alone.
+OF_LENGTH = (dimension, identity, zeros, ones, zero_like)
 
 
 # ---- what the library ships -----------------------------------------------------------------
@@ -529,11 +546,16 @@ def binder(op: Op, args: tuple[Any, ...], function: Callable[[Any], Any], name: 
     return Expr(op, (*(as_expr(a) for a in args), as_expr(function(bound))), bound)
 
 
+def variable_names(function: Any) -> list[str]:
+    """The names that the author gave to a function's arguments."""
+    code = getattr(function, "__code__", None)
+    names: tuple[str, ...] = code.co_varnames[: code.co_argcount] if code is not None else ()
+    return [_GREEK.get(name, name) for name in names]
+
+
 def variable_name(function: Callable[..., Any], default: str = "x") -> str:
     """The name that the author gave: E(lambda z: ...) runs over z."""
-    code = getattr(function, "__code__", None)
-    name = code.co_varnames[0] if code is not None and code.co_argcount else default
-    return _GREEK.get(name, name)
+    return next(iter(variable_names(function)), default)
 
 
 def _show_sum(_: Box, body: Box, bound: Box) -> Box:
@@ -563,7 +585,7 @@ GRADIENT = Op("gradient", _leaf, _show_gradient)
 
 def _show_log_mean_exp(_: Box, body: Box, bound: Box) -> Box:
     mean = layout.big("Σ", bound, _show_exp(body))
-    over = layout.fraction(layout.number(1), layout.name("N"))
+    over = layout.fraction(layout.number(1), layout.name("k"))
     inside = layout.fence(layout.row(layout.PRODUCT, over, mean))
     return layout.row(layout.APPLICATION, layout.word("log"), inside)
 

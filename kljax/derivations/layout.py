@@ -120,7 +120,14 @@ def row(level: int, *parts: Box) -> Box:
 
 
 def fraction(above: Box, below: Box) -> Box:
+    """A fraction, with the sign of −1/2 in front."""
+    if leads_with_minus(above) and len(above.parts) == 2:
+        return row(SUM, operator("−"), fraction(above.parts[1], below))
     return Box("fraction", (above, below), PRODUCT)
+
+
+def leads_with_minus(box: Box) -> bool:
+    return box.kind == "row" and box.parts[0] == operator("−")
 
 
 def power(base: Box, exponent: Box) -> Box:
@@ -177,7 +184,7 @@ def latex(box: Box) -> str:
         case "fraction":
             return rf"\frac{{{latex(parts[0])}}}{{{latex(parts[1])}}}"
         case "power" if _is_half(parts[1]):
-            return rf"\sqrt{{{latex(_bare(parts[0]))}}}"
+            return rf"\sqrt{{{latex(bare(parts[0]))}}}"
         case "power":
             return f"{_latex_base(_bare_call(parts[0]), 'index')}^{{{latex(parts[1]).strip()}}}"
         case "index":
@@ -206,6 +213,8 @@ def _flat_index(box: Box) -> tuple[Box, Box]:
 
 
 def _latex_name(text: str) -> str:
+    if text.endswith("\u0304"):
+        return rf"\bar{{{_latex_name(text[:-1])}}}"
     if len(text) == 1 or not text.isalpha():
         return _GREEK.get(text) or (text_latex(text) if len(text) > 1 else text)
     return _upright(text)
@@ -273,14 +282,16 @@ def _is_half(box: Box) -> bool:
     return box == fraction(number(1), number(2))
 
 
-def _bare(box: Box) -> Box:
+def bare(box: Box) -> Box:
     """Without its parentheses."""
+    if box.kind == "fraction":
+        return Box("fraction", box.parts, PRODUCT)
     return box.parts[1] if box.kind == "fence" and box.parts[0] == "(" else box
 
 
 def _bare_call(box: Box) -> Box:
     """chol(T) for (chol(T)): what is below or above it can belong to nothing else."""
-    inside = _bare(box)
+    inside = bare(box)
     call = inside.kind == "row" and [p.kind for p in inside.parts] == ["word", "fence"]
     return inside if call and inside.parts[0] != word("log") else box
 
@@ -303,7 +314,7 @@ def mathml(box: Box) -> str:
         case "fraction":
             return f"<mfrac>{_mrow(parts[0])}{_mrow(parts[1])}</mfrac>"
         case "power" if _is_half(parts[1]):
-            return f"<msqrt>{mathml(_bare(parts[0]))}</msqrt>"
+            return f"<msqrt>{mathml(bare(parts[0]))}</msqrt>"
         case "power":
             return f"<msup>{_mrow(_bare_call(parts[0]))}{_mrow(parts[1])}</msup>"
         case "index":

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from kljax.derivations import expression as ex
-from kljax.derivations import kill, mutants
+from kljax.derivations import kill, mutants, naming
 from kljax.derivations.derivation import Derivation
 from kljax.derivations.expectation import Reading
 from kljax.derivations.expression import Constant, Expr
@@ -85,7 +85,9 @@ def repairs(derivation: Derivation, number: int, *, most: int = 3) -> list[Mutan
         reading = Reading(values, step.route)
         reading(trees.lines[number])
         found = _repairs(trees, trees.lines[number], reading, want)
-        return _distinct(found)[:most]
+        names = trees.names[number]
+        likeliest = _distinct(found)[:most]
+        return [m._replace(tree=naming.spelled(m.tree, names)) for m in likeliest]
 
 
 def _repairs(trees: Trees, line: Expr, reading: Reading, want: np.ndarray) -> Iterator[Mutant]:

@@ -314,7 +314,7 @@ def _sign(x: Expr, context: Context) -> Iterator[Expr]:
 
 @_kind("factor 1 % off")
 def _off(x: Expr, _: Context) -> Iterator[Expr]:
-    if not isinstance(x, Constant) and x.op is not ex.zeros:
+    if not isinstance(x, Constant) and x.op not in (ex.zeros, ex.zero_like):
         yield 1.01 * x
 
 

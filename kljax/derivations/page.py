@@ -14,7 +14,7 @@ from importlib import resources
 import numpy as np
 
 from kljax.derivations import expression as ex
-from kljax.derivations import layout
+from kljax.derivations import layout, naming
 from kljax.derivations.derivation import Derivation, Step
 from kljax.derivations.expectation import ExpectationOp, Route, log_normal
 from kljax.derivations.expression import Constant, Expr, Op, Symbol
@@ -104,7 +104,7 @@ def _script(derivation: Derivation) -> str:
     """Functions of the four parameters: the lines, the density and the integrand."""
     symbols = derivation.symbols()
     names = {symbol: key for key, symbol in symbols.items()}
-    trees = [(step, derivation.tree(step, symbols)) for step in derivation.steps]
+    trees = [(s, naming.bare(derivation.tree(s, symbols))[0]) for s in derivation.steps]
     lines = [javascript(tree, names, step.route) for step, tree in trees]
     x, loc, scale = (ex.symbol(name) for name in ("x", "loc", "scale"))
     density = ex.exp(log_normal(x, loc, scale**2))

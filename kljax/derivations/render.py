@@ -12,12 +12,13 @@ import numpy as np
 
 import kljax
 from kljax.derivations import expression as ex
-from kljax.derivations import layout, mend
+from kljax.derivations import layout, mend, naming
 from kljax.derivations.derivation import Derivation, Step
 from kljax.derivations.expectation import ExpectationOp
 from kljax.derivations.expression import Expr
 from kljax.derivations.kill import CHECKS, KillTable
 from kljax.derivations.layout import Box
+from kljax.derivations.naming import NameOp
 from kljax.derivations.verify import (
     RULE_TOLERANCE,
     TOLERANCE,
@@ -73,10 +74,14 @@ def _nodes(x: Expr) -> Iterator[Expr]:
 
 def glossary(derivation: Derivation) -> list[tuple[str, str]]:
     """Every symbol of a derivation's formulas with its meaning, parameters first."""
-    out = {p.symbol: p.meaning for p in derivation.parameters.values()}
+    out = {p.symbol: p.meaning for p in derivation.parameters.values()} | derivation.notation
     trees = _trees(derivation)
-    for node in (node for tree in trees for node in _nodes(tree) if node.bound is not None):
-        assert node.bound is not None
+    for node in (node for tree in trees for node in _nodes(tree)):
+        if isinstance(node.op, NameOp):
+            for letter in node.op.letters:
+                out.setdefault(letter.name, f"argument of {layout.plain(node.op.left)}")
+        if node.bound is None:
+            continue
         finite = isinstance(node.op, ExpectationOp) and node.op.base == "finite"
         meaning = (
             "one of finitely many outcomes"
@@ -85,7 +90,7 @@ def glossary(derivation: Derivation) -> list[tuple[str, str]]:
         )
         out.setdefault(node.bound.name, meaning)
     words: dict[str, str] = {}
-    for box in (b for tree in trees for b in _boxes(ex.box(tree))):
+    for box in (b for whole in _all_boxes(derivation, trees) for b in _boxes(whole)):
         match box.kind, box.parts:
             case "index", (Box(kind="word", parts=("E",)), label):
                 words[f"E_{layout.plain(label)}[…]"] = (
@@ -112,7 +117,10 @@ def undefined(derivation: Derivation) -> set[str]:
     known = {part for symbol in symbols for part in symbol.split("_")}
     known |= set(_WORDS) | {"E"} | set(_PUBLIC)
     found: set[str] = set()
-    for box in (b for tree in _trees(derivation) for b in _boxes(ex.box(tree))):
+    trees = _trees(derivation)
+    known |= {text for op in naming.definitions(trees) for text in op.name.split()}
+    known = {part for text in known for part in text.split("_")}
+    for box in (b for whole in _all_boxes(derivation, trees) for b in _boxes(whole)):
         for label in _labels(box):
             known |= set(layout.plain(label).split("_"))
         if box.kind in ("name", "word"):
@@ -133,6 +141,11 @@ def _labels(box: Box) -> list[Box]:
         case "row", (Box(kind="name") as label, Box(kind="fence")):
             return [label]
     return []
+
+
+def _all_boxes(derivation: Derivation, trees: list[Expr]) -> list[Box]:
+    """The definitions of names, and the lines."""
+    return [*derivation.definitions(), *map(ex.box, trees)]
 
 
 def _trees(derivation: Derivation) -> list[Expr]:
@@ -303,7 +316,7 @@ def terminal(
 def _symbols(derivation: Derivation, width: int) -> str:
     rows = glossary(derivation)
     column = max(len(symbol) for symbol, _ in rows) + 4
-    return "\n".join(
+    meanings = [
         textwrap.fill(
             meaning,
             width,
@@ -311,7 +324,11 @@ def _symbols(derivation: Derivation, width: int) -> str:
             subsequent_indent=" " * column,
         )
         for symbol, meaning in rows
-    )
+    ]
+    for n, equation_ in enumerate(derivation.definitions()):
+        meanings += ["", "where", ""] if n == 0 else []
+        meanings += wrap("  " + layout.plain(equation_), width, 6)
+    return "\n".join(meanings)
 
 
 def _example(derivation: Derivation, width: int) -> str:
@@ -653,6 +670,8 @@ def markdown(
         path, shows = figure
         blocks += [f"![{shows}]({path})", f"*{shows}*"]
     blocks += ["## Symbols", _grid(("symbol", "meaning"), glossary(derivation))]
+    if equations := derivation.definitions():
+        blocks += ["where", *(_fenced(layout.latex(box)) for box in equations)]
     blocks += ["## Line by line", *_steps(derivation)]
     blocks += ["## How sharply each line was checked", *_checked(derivation, report)]
     if kills:

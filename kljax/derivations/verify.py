@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from kljax.derivations import expression as ex
-from kljax.derivations import parameters, smallmatrix
+from kljax.derivations import naming, parameters, smallmatrix
 from kljax.derivations.derivation import Derivation, Step
 from kljax.derivations.expectation import ExpectationOp, Numeric, Reading, Route
 from kljax.derivations.expression import CHUNK, Expr, Symbol
@@ -158,12 +158,21 @@ def _by_chain_rule(trees: Trees, step: Step, thetas: np.ndarray) -> Orders:
 
 
 class Trees:
-    """A derivation's lines as trees, and how to evaluate them among series."""
+    """A derivation's lines as trees, and how to evaluate them among series.
+
+    Attributes:
+        derivation: which.
+        symbols: of its parameters, by the names that the steps use.
+        lines: the lines, without names for their parts.
+        names: for every line, the named parts.
+    """
 
     def __init__(self, derivation: Derivation):
         self.derivation = derivation
         self.symbols = derivation.symbols()
-        self.lines = [derivation.tree(step, self.symbols) for step in derivation.steps]
+        lines = [naming.bare(derivation.tree(s, self.symbols)) for s in derivation.steps]
+        self.lines = [line for line, _ in lines]
+        self.names = [names for _, names in lines]
 
     def series(self, theta: np.ndarray, changes: list[np.ndarray]) -> dict[Symbol, Series]:
         """Parameters at theta (batch, n), moved along each change (batch, n)."""

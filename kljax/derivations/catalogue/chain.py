@@ -6,6 +6,7 @@ from kljax.derivations.derivation import Derivation
 from kljax.derivations.expectation import SIGMA, gaussian, log_normal, normal_by_variance
 from kljax.derivations.expression import log
 from kljax.derivations.library import MVN, NORMAL, kl
+from kljax.derivations.naming import named
 from kljax.derivations.parameters import covariance, vector
 
 d = Derivation(
@@ -27,10 +28,14 @@ d = Derivation(
 )
 
 
-def _given(x, mean, C):
+def _given(x, label, mean, C):
     """Mean and variance of the second coordinate, the first being x."""
-    slope = C[1][0] / C[0][0]
-    return mean[1] + slope * (x - mean[0]), C[1][1] - C[1][0] ** 2 / C[0][0]
+    expected = named(f"m_{label}", lambda x: mean[1] + C[1][0] / C[0][0] * (x - mean[0]), x)
+    return expected, named(f"v_{label}", C[1][1] - C[1][0] ** 2 / C[0][0])
+
+
+def _both_given(x, t):
+    return *_given(x, "q", t.mu, t.S), *_given(x, "p", t.nu, t.T)
 
 
 def _first(t):
@@ -49,14 +54,14 @@ def _(E, t):
     q, p = _first(t)
 
     def second(x):
-        of_q = log_normal(x[1], *_given(x[0], t.mu, t.S))
-        return of_q - log_normal(x[1], *_given(x[0], t.nu, t.T))
+        mean_q, variance_q, mean_p, variance_p = _both_given(x[0], t)
+        return log_normal(x[1], mean_q, variance_q) - log_normal(x[1], mean_p, variance_p)
 
     return E(lambda x: (q.log_density(x[0]) - p.log_density(x[0])) + second(x))
 
 
 def _conditional_divergence(x, t):
-    return textbook.by_variance(*_given(x, t.mu, t.S), *_given(x, t.nu, t.T))
+    return textbook.by_variance(*_both_given(x, t))
 
 
 @d.step(rules.tower, note="The inner expectation is a divergence of two numbers.")

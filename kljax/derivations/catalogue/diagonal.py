@@ -93,6 +93,6 @@ def _(E, t):
 
 @d.shipped(rules.diagonal_matrices, note="The case of a full matrix holds this one.")
 def _(E, t):
-    q = {"loc": t.mu, "covariance_matrix": diagonal_matrix(t.sigma * t.sigma)}
-    p = {"loc": t.nu, "covariance_matrix": diagonal_matrix(t.tau * t.tau)}
+    q = {"loc": t.mu, "covariance_matrix": diagonal_matrix(t.sigma**2)}
+    p = {"loc": t.nu, "covariance_matrix": diagonal_matrix(t.tau**2)}
     return kl(MVN, q, p)

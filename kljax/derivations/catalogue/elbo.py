@@ -9,6 +9,7 @@ from kljax.derivations.expectation import (
 )
 from kljax.derivations.expression import identity, inv, ones, zeros
 from kljax.derivations.library import DIAG, MVN, kl
+from kljax.derivations.naming import named
 from kljax.derivations.parameters import matrix, positive, scale_tril, vector
 
 d = Derivation(
@@ -53,8 +54,9 @@ def _prior(t, z):
 
 
 def _posterior(t):
-    spread = inv(identity(t.m) + t.W.T @ t.W / t.sigma**2)
-    return spread @ (t.W.T @ (t.x - t.b)) / t.sigma**2, spread
+    """Mean and covariance matrix of p(z|x)."""
+    spread = named("P", inv(identity(t.m) + t.W.T @ t.W / t.sigma**2))
+    return named("a", spread @ (t.W.T @ (t.x - t.b)) / t.sigma**2), spread
 
 
 @d.start("log p(x)", note="The marginal of a linear model is normal.")

@@ -30,7 +30,7 @@ def _f(x):
     return sin(x) + x**3 / 6
 
 
-@d.start("∇_μ E sin x + x³/6", route=MANY, note="Pathwise: the nodes move with μ.")
+@d.start("∇_μ E[sin x + x³/6]", route=MANY, note="Pathwise: the nodes move with μ.")
 def _(E, t):
     return gradient(lambda m: E(_f, normal(m, t.sigma)), t.mu)
 
@@ -45,7 +45,7 @@ def _(E, t):
     return E(lambda x: gradient(_f, x))
 
 
-@d.start("∇_v E sin x + x³/6, v = σ²", route=MANY)
+@d.start("∇_v E[sin x + x³/6], v = σ²", route=MANY)
 def _(E, t):
     return gradient(lambda v: E(_f, normal(t.mu, sqrt(v))), t.sigma**2)
 

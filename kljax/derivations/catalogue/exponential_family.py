@@ -5,6 +5,7 @@ from kljax.derivations.derivation import Derivation
 from kljax.derivations.expectation import SIGMA, normal
 from kljax.derivations.expression import dot, gradient, log, stack
 from kljax.derivations.library import NORMAL, kl
+from kljax.derivations.naming import named
 from kljax.derivations.parameters import positive, real
 
 d = Derivation(
@@ -27,12 +28,17 @@ d = Derivation(
 )
 
 
-def _natural(loc, scale):
-    return stack(loc / scale**2, -1 / (2 * scale**2))
+def _natural(t):
+    """Natural parameters of q and of p."""
+    return (
+        named("η_q", stack(t.mu / t.sigma**2, -1 / (2 * t.sigma**2))),
+        named("η_p", stack(t.nu / t.tau**2, -1 / (2 * t.tau**2))),
+    )
 
 
-def _log_partition(eta):
-    return -(eta[0] ** 2) / (4 * eta[1]) - log(-2 * eta[1]) / 2
+def A(eta):
+    """The logarithm of what the density must be divided by."""
+    return named("A", lambda eta: -(eta[0] ** 2) / (4 * eta[1]) - log(-2 * eta[1]) / 2, eta)
 
 
 @d.start("KL(q‖p)")
@@ -43,29 +49,29 @@ def _(E, t):
 
 @d.step(rules.exponential_family, route=SIGMA)
 def _(E, t):
-    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
-    return E(lambda x: dot(q - p, stack(x, x**2)) - _log_partition(q) + _log_partition(p))
+    q, p = _natural(t)
+    return E(lambda x: dot(q - p, stack(x, x**2)) - A(q) + A(p))
 
 
 @d.step(rules.linearity)
 def _(E, t):
-    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
+    q, p = _natural(t)
     mean = E(lambda x: stack(x, x**2))
-    return dot(q - p, mean) - _log_partition(q) + _log_partition(p)
+    return dot(q - p, mean) - A(q) + A(p)
 
 
 @d.step(rules.mean_parameters)
 def _(E, t):
-    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
-    mean = gradient(lambda eta: _log_partition(eta), q)
-    return dot(q - p, mean) - _log_partition(q) + _log_partition(p)
+    q, p = _natural(t)
+    mean = gradient(lambda eta: A(eta), q)
+    return dot(q - p, mean) - A(q) + A(p)
 
 
 @d.step(rules.rearrange, note="A at p, above the tangent of A at q.")
 def _(E, t):
-    q, p = _natural(t.mu, t.sigma), _natural(t.nu, t.tau)
-    tangent = _log_partition(q) + dot(p - q, stack(t.mu, t.mu**2 + t.sigma**2))
-    return _log_partition(p) - tangent
+    q, p = _natural(t)
+    tangent = A(q) + dot(p - q, stack(t.mu, t.mu**2 + t.sigma**2))
+    return A(p) - tangent
 
 
 @d.shipped(rules.shipped)

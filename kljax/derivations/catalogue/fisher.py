@@ -11,6 +11,7 @@ from kljax.derivations.expectation import (
     normal_by_variance,
 )
 from kljax.derivations.expression import dot, exp, gradient, inv, tr
+from kljax.derivations.naming import named
 from kljax.derivations.parameters import covariance, positive, real, vector
 
 FOUR = cubature(4)
@@ -18,12 +19,14 @@ FOUR = cubature(4)
 
 def _curve(t, s):
     """Mean and log-variance at s of a curve of normal laws."""
-    return t.n + s * t.a, t.h + s * t.c
+    mean = named("m", lambda s: t.n + s * t.a, s)
+    return mean, named("l", lambda s: t.h + s * t.c, s)
 
 
 def _vector_curve(t, s):
     """Mean and covariance matrix at s of a curve of normal laws of a vector."""
-    return t.nu + s * t.v, t.T + s * t.V
+    mean = named("u", lambda s: t.nu + s * t.v, s)
+    return mean, named("C", lambda s: t.T + s * t.V, s)
 
 
 def _p(t):

@@ -6,6 +6,7 @@ from kljax.derivations.derivation import Derivation
 from kljax.derivations.expectation import SIGMA, gaussian, gaussian_by_factor
 from kljax.derivations.expression import cholesky, dot, inv, logdet
 from kljax.derivations.library import MVN, kl
+from kljax.derivations.naming import named
 from kljax.derivations.parameters import covariance, matrix, vector
 
 d = Derivation(
@@ -26,13 +27,15 @@ d = Derivation(
 )
 
 
-def _moved(t, mean, covariance_matrix):
-    return t.A @ mean + t.b, t.A @ covariance_matrix @ t.A.T
+def _moved(t):
+    """Mean and covariance matrix of q and of p after x ↦ A x + b."""
+    q = named("m_q", t.A @ t.mu + t.b), named("C_q", t.A @ t.S @ t.A.T)
+    return q, (named("m_p", t.A @ t.nu + t.b), named("C_p", t.A @ t.T @ t.A.T))
 
 
 @d.start("KL after x ↦ A x + b")
 def _(E, t):
-    (m, S), (n, T) = _moved(t, t.mu, t.S), _moved(t, t.nu, t.T)
+    (m, S), (n, T) = _moved(t)
     q, p = gaussian_by_factor(m, t.A @ cholesky(t.S)), gaussian(n, T)
     density = gaussian(m, S)
     return E(lambda y: density.log_density(y) - p.log_density(y), q)
@@ -40,7 +43,7 @@ def _(E, t):
 
 @d.step(rules.log_ratio, route=SIGMA)
 def _(E, t):
-    (m, S), (n, T) = _moved(t, t.mu, t.S), _moved(t, t.nu, t.T)
+    (m, S), (n, T) = _moved(t)
 
     def log_ratio(y):
         squares = dot(y - n, inv(T) @ (y - n)) - dot(y - m, inv(S) @ (y - m))
@@ -51,7 +54,7 @@ def _(E, t):
 
 @d.step(rules.full_formula)
 def _(E, t):
-    (m, S), (n, T) = _moved(t, t.mu, t.S), _moved(t, t.nu, t.T)
+    (m, S), (n, T) = _moved(t)
     return textbook.full(m, S, n, T)
 
 
@@ -68,5 +71,5 @@ def _(E, t):
 
 @d.shipped(rules.affine, note="The library after the change.")
 def _(E, t):
-    (m, S), (n, T) = _moved(t, t.mu, t.S), _moved(t, t.nu, t.T)
+    (m, S), (n, T) = _moved(t)
     return kl(MVN, {"loc": m, "covariance_matrix": S}, {"loc": n, "covariance_matrix": T})

@@ -3,14 +3,14 @@
 from kljax.derivations import rules
 from kljax.derivations.derivation import Derivation, Same
 from kljax.derivations.expectation import GRID, line, normal
-from kljax.derivations.expression import exp, log
+from kljax.derivations.expression import exp, log, zero_like
 from kljax.derivations.parameters import positive, real
 
 
 def _parts(loc, scale):
     """Everything inside a density that is integrated, as text."""
     density = f"log N(x; {loc}, {scale}²)"
-    return f"e^({density})", density, loc, f"{scale}²", scale
+    return f"N(x; {loc}, {scale}²)", density, loc, f"{scale}²", scale
 
 
 d = Derivation(
@@ -77,7 +77,7 @@ def _(E, t):
 
 @d.bound(rules.phi_nonnegative)
 def _(E, t):
-    return 0 * t.mu
+    return zero_like(t.mu)
 
 
 @d.start("KL(q‖p), bounded from below")
@@ -106,4 +106,4 @@ def _(E, t):
 
 @d.bound(rules.two_means, note="Equality needs σ = τ and μ = ν.")
 def _(E, t):
-    return 0 * t.mu
+    return zero_like(t.mu)

@@ -42,14 +42,14 @@ _FULL = {
 }
 _DIAGONAL = {
     "scale_diag": lambda scale: scale,
-    "variance": lambda scale: scale * scale,
+    "variance": lambda scale: scale**2,
     "log_variance": lambda scale: 2 * log(scale),
 }
 
 
 def _matrices(t, full_q, full_p):
-    S = t.S if full_q else diagonal_matrix(t.sigma * t.sigma)
-    return S, t.T if full_p else diagonal_matrix(t.tau * t.tau)
+    S = t.S if full_q else diagonal_matrix(t.sigma**2)
+    return S, t.T if full_p else diagonal_matrix(t.tau**2)
 
 
 def _definition(full_q, full_p):

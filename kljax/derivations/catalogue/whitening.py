@@ -19,6 +19,7 @@ from kljax.derivations.expression import (
     zeros,
 )
 from kljax.derivations.library import MVN, kl
+from kljax.derivations.naming import named
 from kljax.derivations.parameters import covariance, vector
 
 d = Derivation(
@@ -64,8 +65,9 @@ ROUND = {"q = p": "eigenvectors have no direction where the eigenvalues are equa
 
 
 def _white(t):
-    inverse = inv(cholesky(t.T))
-    return inverse @ (t.mu - t.nu), inverse @ t.S @ inverse.T
+    """Mean and covariance matrix of q where p is N(0, I)."""
+    inverse = inv(named("K", cholesky(t.T)))
+    return named("z", inverse @ (t.mu - t.nu)), named("W", inverse @ t.S @ inverse.T)
 
 
 @d.start("KL(q‖p)")
@@ -97,17 +99,17 @@ def _(E, t):
     return (tr(W) + square_norm(z) - dimension(z) - logdet(W)) / 2
 
 
-@d.step(rules.spectral, skip=ROUND, note="λ are the eigenvalues of K⁻¹S K⁻ᵀ.")
+@d.step(rules.spectral, skip=ROUND, note="One number for every axis of q.")
 def _(E, t):
     z, W = _white(t)
-    ratios = eigenvalues(W)
+    ratios = named("λ", eigenvalues(W))
     stretch = sum_over(ratios, lambda i: ratios[i] - 1 - log(ratios[i]))
     return (stretch + square_norm(z)) / 2
 
 
-@d.step(rules.factors, note="The same sum by the diagonal and the rest of M = K⁻¹L.")
+@d.step(rules.factors, note="The same sum by the diagonal and the rest of M.")
 def _(E, t):
-    m = inv(cholesky(t.T)) @ cholesky(t.S)
+    m = named("M", inv(named("K", cholesky(t.T))) @ cholesky(t.S))
     z, _ = _white(t)
     logs = sum_over(t.mu, lambda i: 1 + 2 * log(diagonal(m)[i]))
     return (square_norm(m) - logs + square_norm(z)) / 2
