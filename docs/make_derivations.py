@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from kljax.derivations import catalogue, render
+from kljax.derivations import catalogue, layout, museum, render
+from kljax.derivations import expression as ex
 from kljax.derivations.derivation import Derivation
 from kljax.derivations.kill import kill_table
 from kljax.derivations.verify import LineReport, Report, verify
@@ -71,6 +72,39 @@ each other use different points wherever they can, so that an error cannot be on
 Agreement at random points to fifteen digits, at three orders of derivative, is strong evidence
 and not a proof. How strong is counted: {seen} of {altered} formulas with one mistake each were
 seen by at least one check, and {proved} are the same formula in another form.
+
+People made real mistakes in these formulas: [a museum of them](museum.md), each with the checks
+that see it.
+"""
+
+MUSEUM = """\
+# A museum of mistakes
+
+{count} formulas of KL(q‖p) for independent coordinates that people published, used or asked
+about. The right one is
+
+```math
+{right}
+```
+
+with the means μ and ν and the standard deviations σ and τ of q and p, and with k coordinates.
+In the wrong ones clip(a, −1, 1) is a inside of the interval and its nearer end outside,
+max(a, b) the larger of both, and sg(a) is a without a derivative.
+
+Value, gradient and Hessian are what `kljax verify` compares. The last three columns are what
+people check instead: that it is 0 at q = p, that it is never negative, and that it agrees with
+samples within 10 %. Each of these lets some mistakes through.
+
+{table}
+
+{mistakes}
+
+---
+
+`kljax verify --mutants` prints the table; the formulas are in
+[museum.py](../../kljax/derivations/museum.py).
+
+[all derivations](README.md)
 """
 
 
@@ -137,6 +171,7 @@ def pages(numbers: dict[str, Any]) -> dict[str, str]:
         figure = (f"{name}.svg", caption) if caption else None
         text = render.markdown(report.derivation, report, numbers[name]["kills"], figure)
         out[f"{name}.md"] = text + _links(name, names)
+    out["museum.md"] = _museum()
     out["README.md"] = _index(list(reports.values()), numbers)
     return out
 
@@ -152,6 +187,27 @@ def _links(name: str, names: list[str]) -> str:
     code = f"`kljax derive {name}` tells it in a terminal; its source is "
     source = f"../../kljax/derivations/catalogue/{name}.py"
     return f"\n---\n\n{code}[{name}.py]({source}).\n\n{' · '.join(links)}\n"
+
+
+def _museum() -> str:
+    sightings = museum.visit()
+    return MUSEUM.format(
+        count=len(sightings),
+        right=layout.latex(ex.box(museum.RIGHT.line())),
+        table=render.grid(*render.museum_rows(sightings)),
+        mistakes="\n\n".join(_mistake(s.mistake) for s in sightings),
+    )
+
+
+def _mistake(mistake: museum.Mistake) -> str:
+    where = "Common." if mistake.where == "common" else f"Seen at {mistake.where}."
+    links = [
+        f"[{catalogue.get(name).title}]({name}.md)"
+        for name in catalogue.NAMES
+        if mistake.name in catalogue.get(name).mistakes
+    ]
+    formula = f"```math\n{layout.latex(ex.box(mistake.line()))}\n```"
+    return f"## {mistake.name}\n\n{formula}\n\n{mistake.effect} {where}\n\n{' · '.join(links)}"
 
 
 def _index(reports: list[Report], numbers: dict[str, Any]) -> str:

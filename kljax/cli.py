@@ -249,8 +249,30 @@ class _Progress:
             print("\r" + " " * self._width + "\r", end="", file=sys.stderr)
 
 
+def _foundation(progress: _Progress) -> list[str]:
+    """Checks what all derivations stand on; a sentence for everything that fails."""
+    from kljax.derivations import anchors, render, rules
+
+    found: list[anchors.Anchor] = []
+    errors: dict[str, float] = {}
+
+    def hold() -> tuple[str, bool]:
+        found.extend(anchors.check())
+        return f"{len(found)} comparisons", all(anchor.ok for anchor in found)
+
+    def test() -> tuple[str, bool]:
+        errors.update({rule.name: rule.error() for rule in rules.catalogue().values()})
+        return f"{len(errors)} tested", not render.foundation_failures((), errors)
+
+    progress.run("anchors", hold)
+    progress.run("rules", test)
+    print(render.anchors_line(found))
+    print(render.rules_line(errors) + "\n")
+    return render.foundation_failures(found, errors)
+
+
 def _verify(options: argparse.Namespace) -> int:
-    from kljax.derivations import catalogue, render
+    from kljax.derivations import catalogue, museum, render
 
     names = list(dict.fromkeys(options.names)) or list(catalogue.NAMES)
     derivations = [_get(name) for name in names]
@@ -268,17 +290,23 @@ def _verify(options: argparse.Namespace) -> int:
         alive = len(tables[-1].survivors)
         return f"{len(tables[-1].fates):,} altered formulas, {alive} unseen", not alive
 
-    progress = _Progress(len(names) * (2 if options.mutants else 1))
+    whole = not options.names
+    progress = _Progress(len(names) * (2 if options.mutants else 1) + 2 * whole)
+    unfounded = _foundation(progress) if whole else []
     for derivation in derivations:
         progress.run(derivation.name, lambda d=derivation: check(d))
         if options.mutants:
             progress.run(f"{derivation.name}, altered", lambda d=derivation: alter(d))
     print(render.table(reports))
+    for sentence in unfounded:
+        print("\n" + sentence)
     if options.mutants:
         print(
             "\n" + render.kill_summary({t.derivation.name: render.kills_of(t) for t in tables})
         )
-    status = _outcome(reports)
+        print("\nMistakes that people made, and which check sees them:\n")
+        print(render.museum_table(museum.visit()))
+    status = max(_outcome(reports), FAILED if unfounded else OK)
     for table in tables:
         if table.survivors:
             print("\n" + render.survivors(table))

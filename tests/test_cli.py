@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from kljax import __version__, cli
-from kljax.derivations import catalogue, page
+from kljax.derivations import anchors, catalogue, museum, page, rules
 from kljax.derivations.verify import Failure, LineReport, Report
 
 
@@ -85,7 +85,29 @@ def test_it_counts_mutants(capsys, checked):
     status, out, err = _run(capsys, "verify", "univariate", "univariate", "--mutants")
     assert status == 0
     assert "altered formulas, 0 unseen, ok" in err
-    assert out.splitlines()[-1].split()[0] == "all"
+    rows = [line.split("  ")[0] for line in out.splitlines()]
+    assert "all" in rows
+    assert {mistake.name for mistake in museum.MISTAKES} <= set(rows)
+
+
+def test_the_whole_catalogue_begins_with_what_it_stands_on(capsys, monkeypatch, checked):
+    false = anchors.Anchor("log-density of a number and SciPy's", 0.3)
+    monkeypatch.setattr(catalogue, "NAMES", ("univariate",))
+    monkeypatch.setattr(anchors, "check", lambda: (false._replace(error=0.0),))
+    status, out, err = _run(capsys, "verify")
+    assert status == 0
+    assert "[1/3] anchors: 1 comparisons, ok" in err
+    assert "anchors: 1 of 1 hold" in out
+    assert f"rules: {len(rules.catalogue())} of {len(rules.catalogue())} hold" in out
+
+    monkeypatch.setattr(anchors, "check", lambda: (false,))
+    two = rules.Rule("two is three", "2 = 3.", "algebra", "nowhere", lambda _: (2.0, 3.0))
+    monkeypatch.setattr(rules, "catalogue", lambda: {"two": two})
+    status, out, err = _run(capsys, "verify")
+    assert status == 1
+    assert "anchors: 1 comparisons, FAILED" in err
+    assert 'The anchor "log-density of a number and SciPy\'s" does not hold' in out
+    assert "The rule 'two is three' is false" in out
 
 
 def test_a_failure_is_told_and_is_the_exit_status(capsys, monkeypatch, report):

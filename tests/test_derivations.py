@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +85,34 @@ def test_every_mistake_of_the_museum_is_seen():
     by_name = {s.mistake.name: s.seen_by for s in sightings}
     assert by_name["stop_gradient on the variance"] == {"gradient", "Hessian"}
     assert "gradient" not in by_name["−1/2 forgotten"]
+
+
+def test_the_mistakes_of_the_museum_belong_to_derivations():
+    shown = {mistake for name in NAMES for mistake in get(name).mistakes}
+    # Each name exists, and nothing in the museum is without a derivation.
+    assert shown == {mistake.name for mistake in museum.MISTAKES}
+    with pytest.raises(ValueError, match="no mistake 'xyz'"):
+        museum.get("xyz")
+
+
+@pytest.mark.parametrize(
+    ("name", "log_ratio"),
+    [
+        ("k in front of the log-determinant", np.log(3)),
+        ("(log σ)² and a sign", -2 * 0.42630275),
+        ("variance ratio squared in the trace", -np.log(2) / 2),
+        ("1/2 on the first term only", np.log(2)),
+    ],
+)
+def test_where_a_wrong_formula_comes_to_rest(name, log_ratio):
+    """The sentences on the variance that a mistake trains to."""
+
+    def variance_term(x):
+        z = jnp.zeros(3)
+        t = SimpleNamespace(mu=z, sigma=jnp.exp(x / 2) * jnp.ones(3), nu=z, tau=jnp.ones(3))
+        return museum.get(name).formula(t)
+
+    assert abs(jax.grad(variance_term)(log_ratio)) < 1e-5
 
 
 def test_every_closed_form_has_a_derivation():

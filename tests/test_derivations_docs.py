@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from kljax.derivations import catalogue
+from kljax.derivations import catalogue, museum
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -39,6 +39,15 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+def test_the_museum_shows_every_mistake():
+    text = (DOCS / "derivations/museum.md").read_text()
+    for mistake in museum.MISTAKES:
+        assert f"\n## {mistake.name}\n" in text
+        assert mistake.effect in text
+    assert text.count("```math") == len(museum.MISTAKES) + 1
+    assert "](museum.md)" in (DOCS / "derivations/README.md").read_text()
 
 
 def test_figures_are_svg_without_a_date():

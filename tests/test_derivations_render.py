@@ -9,10 +9,10 @@ import latex2mathml.converter
 import numpy as np
 import pytest
 
-from kljax.derivations import catalogue, layout, mend, naming, render, rules
+from kljax.derivations import catalogue, layout, mend, museum, naming, render, rules
 from kljax.derivations.derivation import Derivation
 from kljax.derivations.expectation import SIGMA, normal
-from kljax.derivations.expression import exp, log, stop_gradient, symbol
+from kljax.derivations.expression import box, exp, log, stop_gradient, symbol
 from kljax.derivations.parameters import positive, real
 from kljax.derivations.verify import Failure, LineReport, Report, Trees
 
@@ -49,6 +49,13 @@ def test_latex_parses(derivation):
         latex = layout.latex(definition)
         assert set(re.findall(r"\\(?:[A-Za-z]+|.)", latex)) <= MACROS, latex
         ElementTree.fromstring(latex2mathml.converter.convert(latex))
+
+
+@pytest.mark.parametrize("mistake", museum.MISTAKES, ids=lambda m: m.name)
+def test_latex_of_the_museum_parses(mistake):
+    latex = layout.latex(box(mistake.line()))
+    assert set(re.findall(r"\\(?:[A-Za-z]+|.)", latex)) <= MACROS, latex
+    ElementTree.fromstring(latex2mathml.converter.convert(latex))
 
 
 def test_names_are_defined_once_and_before_they_are_used(derivation):

@@ -12,12 +12,15 @@ import numpy as np
 
 import kljax
 from kljax.derivations import expression as ex
-from kljax.derivations import layout, mend, naming
+from kljax.derivations import layout, mend, museum, naming
+from kljax.derivations.anchors import TOLERANCE as ANCHOR_TOLERANCE
+from kljax.derivations.anchors import Anchor
 from kljax.derivations.derivation import Derivation, Step
 from kljax.derivations.expectation import ExpectationOp
 from kljax.derivations.expression import Expr
 from kljax.derivations.kill import CHECKS, KillTable
 from kljax.derivations.layout import Box
+from kljax.derivations.museum import Sighting
 from kljax.derivations.naming import NameOp
 from kljax.derivations.verify import (
     RULE_TOLERANCE,
@@ -309,6 +312,10 @@ def terminal(
         blocks.append(_terminal_line(report, step, line, width, paint))
     if derivation.answer:
         blocks.append(_paragraph(derivation.answer, width))
+    if derivation.mistakes:
+        found = (museum.get(name) for name in derivation.mistakes)
+        said = (_paragraph(f"- {m.name}: {m.effect}", width, "  ") for m in found)
+        blocks.append("\n".join(["What people got wrong:", *said]))
     blocks.append(_verdict(report, paint))
     return "\n\n".join(blocks)
 
@@ -444,6 +451,58 @@ def survivors(table: KillTable) -> str:
         f"{fate.mutant.was} → {fate.mutant.now} inside {fate.mutant.inside}"
         for fate in table.survivors
     )
+
+
+def anchors_line(found: Sequence[Anchor]) -> str:
+    """How many comparisons with the outside hold."""
+    held = sum(anchor.ok for anchor in found)
+    worst = error(max(anchor.error for anchor in found))
+    allowed = error(ANCHOR_TOLERANCE)
+    return f"anchors: {held} of {len(found)} hold, worst error {worst} (allowed {allowed})"
+
+
+def rules_line(errors: Mapping[str, float]) -> str:
+    """How many rules hold by their own tests."""
+    held = sum(x <= RULE_TOLERANCE for x in errors.values())
+    worst = error(max(errors.values()))
+    allowed = error(RULE_TOLERANCE)
+    return f"rules: {held} of {len(errors)} hold, worst error {worst} (allowed {allowed})"
+
+
+def foundation_failures(found: Sequence[Anchor], errors: Mapping[str, float]) -> list[str]:
+    """A sentence for every anchor and every rule that does not hold."""
+    said = [
+        f"The anchor {anchor.name!r} does not hold: relative error {error(anchor.error)}, "
+        f"allowed {error(ANCHOR_TOLERANCE)}. A law that derivations use is not what it says."
+        for anchor in found
+        if not anchor.ok
+    ]
+    return said + [
+        f"The rule {name!r} is false: its two sides differ by {error(x)} on random numbers, "
+        f"allowed {error(RULE_TOLERANCE)}."
+        for name, x in errors.items()
+        if not x <= RULE_TOLERANCE
+    ]
+
+
+SEEN = "seen"
+
+
+def museum_rows(sightings: Sequence[Sighting]) -> list[tuple[str, ...]]:
+    """A head, and for every mistake the checks that see it."""
+    checks_ = (*museum.CHECKS, *museum.WEAK_CHECKS)
+    rows = [
+        (s.mistake.name, *(SEEN if check in s.seen_by else "" for check in checks_))
+        for s in sightings
+    ]
+    return [("mistake", *checks_), *rows]
+
+
+def museum_table(sightings: Sequence[Sighting]) -> str:
+    """The mistakes that people made, and who sees them; how many each check sees."""
+    head, *rows = museum_rows(sightings)
+    counts = [str(sum(cell == SEEN for cell in column)) for column in zip(*rows, strict=True)]
+    return _columns([head, *rows, (f"of {len(rows)}", *counts[1:])])
 
 
 # ---- what failed ----------------------------------------------------------------------------
@@ -641,7 +700,8 @@ def _cells(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def grid(head: Sequence[str], *rows: Sequence[str]) -> str:
+    """A Markdown table."""
     rule = "|" + "---|" * len(head)
     return "\n".join([_cells(*head), rule, *(_cells(*row) for row in rows)])
 
@@ -669,14 +729,24 @@ def markdown(
     if figure is not None:
         path, shows = figure
         blocks += [f"![{shows}]({path})", f"*{shows}*"]
-    blocks += ["## Symbols", _grid(("symbol", "meaning"), glossary(derivation))]
+    blocks += ["## Symbols", grid(("symbol", "meaning"), *glossary(derivation))]
     if equations := derivation.definitions():
         blocks += ["where", *(_fenced(layout.latex(box)) for box in equations)]
     blocks += ["## Line by line", *_steps(derivation)]
     blocks += ["## How sharply each line was checked", *_checked(derivation, report)]
+    if derivation.mistakes:
+        blocks += ["## What people got wrong", *_of_the_museum(derivation)]
     if kills:
         blocks += ["## What a mistake would do", *_mistakes(derivation, kills)]
     return "\n\n".join(blocks) + "\n"
+
+
+def _of_the_museum(derivation: Derivation) -> Iterator[str]:
+    yield "\n".join(
+        f"- **{mistake.name}** *({mistake.where})*: {mistake.effect}"
+        for mistake in map(museum.get, derivation.mistakes)
+    )
+    yield "[Their formulas, and which checks see them](museum.md)."
 
 
 def _steps(derivation: Derivation) -> Iterator[str]:
@@ -731,7 +801,7 @@ def _checked(derivation: Derivation, report: Report) -> Iterator[str]:
         rows.append((str(step.number), _short(line.example), *shown, z, same))
     limits = [error(x) for x in (*TOLERANCE.values(), TOLERANCE["Hessian"])]
     rows.append(("*allowed*", "", *limits, f"{Z_LIMIT:.0f}", "below 100%"))
-    yield _grid(head, rows)
+    yield grid(head, *rows)
     yield "[How to read this table](README.md#how-to-read-the-tables)."
     for step in derivation.steps:
         for point, reason in step.skip.items():
@@ -769,7 +839,7 @@ def _mistakes(derivation: Derivation, kills: Kills) -> Iterator[str]:
     )
     head = ("mistake", *_KILL_HEAD)
     order = sorted(kills, key=lambda kind: -kills[kind].get("mutants", 0))
-    yield _grid(head, [(kind, *_kill_row([kills[kind]])) for kind in order])
+    yield grid(head, *((kind, *_kill_row([kills[kind]])) for kind in order))
     if derivation.same:
         yield "The same formula:"
         yield "\n".join(
@@ -789,4 +859,4 @@ def markdown_table(reports: Sequence[Report], kills: Mapping[str, Kills]) -> str
         altered = _kill_row(list(kills.get(name, {}).values()))
         cells = (f"[{report.derivation.title}]({name}.md)", str(len(report.lines)), *worst, z)
         rows.append((*cells, f"{altered[1]} of {altered[0]}", altered[2]))
-    return _grid((*head, "altered formulas seen", "the same formula"), rows)
+    return grid((*head, "altered formulas seen", "the same formula"), *rows)

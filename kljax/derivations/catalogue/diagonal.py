@@ -18,6 +18,11 @@ d = Derivation(
         "tau": positive_vector("τ", "standard deviations of p"),
     },
     partners={"mu": "nu", "sigma": "tau"},
+    mistakes=(
+        "mean over the latents",
+        "standard deviation read as variance",
+        "1/2 on the first term only",
+    ),
     law=lambda t: independent(t.mu, t.sigma),
     ends_in=(Form("MultivariateNormalDiag", "MultivariateNormalDiag"),),
     answer=(

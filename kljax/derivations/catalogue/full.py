@@ -33,6 +33,10 @@ d = Derivation(
         "T": covariance("T", "covariance matrix of p"),
     },
     partners={"mu": "nu", "S": "T"},
+    mistakes=(
+        "k in front of the log-determinant",
+        "q and p swapped",
+    ),
     law=lambda t: gaussian(t.mu, t.S),
     ends_in=(Form("MultivariateNormal", "MultivariateNormal"),),
     same=(

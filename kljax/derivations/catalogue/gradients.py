@@ -30,6 +30,11 @@ d = Derivation(
         "h": real("h", "its log-variance"),
     },
     partners={"mu": "nu", "S": "T", "m": "n", "l": "h"},
+    mistakes=(
+        "stop_gradient on the variance",
+        "log-variance clipped to [−1, 1]",
+        "free bits left inside",
+    ),
     law=lambda t: gaussian(t.mu, t.S),
     answer=(
         "The Mahalanobis term pulls the means together. The trace pulls the variance of q "

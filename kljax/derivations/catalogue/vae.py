@@ -19,6 +19,14 @@ d = Derivation(
         "mu": vector("μ", "means that the encoder returns"),
         "l": vector("l", "log-variances that the encoder returns"),
     },
+    mistakes=(
+        "mean over the latents",
+        "log 2π in place of log σ",
+        "log-variance used as log of the standard deviation",
+        "(log σ)² and a sign",
+        "sign",
+        "epsilon inside the logarithm",
+    ),
     law=lambda t: independent(t.mu, exp(t.l / 2)),
     answer=(
         "The textbook line is the divergence itself, to be added to the loss. It subtracts "
