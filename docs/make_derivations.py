@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from kljax.derivations import catalogue, layout, museum, render
+from kljax.derivations import catalogue, check, layout, museum, render
 from kljax.derivations import expression as ex
 from kljax.derivations.derivation import Derivation
 from kljax.derivations.kill import kill_table
@@ -74,7 +74,8 @@ and not a proof. How strong is counted: {seen} of {altered} formulas with one mi
 seen by at least one check, and {proved} are the same formula in another form.
 
 People made real mistakes in these formulas: [a museum of them](museum.md), each with the checks
-that see it.
+that see it. And a formula of yours is derived and checked in the same way:
+[a derivation of your own](your-own.md).
 """
 
 MUSEUM = """\
@@ -106,6 +107,92 @@ samples within 10 %. Each of these lets some mistakes through.
 
 [all derivations](README.md)
 """
+
+OWN = """\
+# A derivation of your own
+
+A family of yours, its closed form, and the derivation that ends in it: one file.
+
+```python
+{code}```
+
+A line is a function of an expectation `E` and the parameters `t`. What it may contain is in
+`kljax.derivations.words`: functions (`log`, `exp`, ...), vectors and matrices (`dot`, `tr`,
+`inv`, `sum_over`, ...), laws (`normal`, `gaussian`, `exponential`, `uniform`, `finite`, ...)
+and routes, which say how a line's expectations are computed: a few nodes that are exact for
+polynomials (`CUBATURE`, the default; `cubature(n)` for polynomials of degree 2 n − 1), or a
+fine grid (`GRID`). `named("W", ...)` gives a part of a formula a name. Parameters come from
+`kljax.derivations.parameters`.
+
+A rule says what allows a step. Many are in `kljax.derivations.rules`; one of your own needs a
+name, a statement, a kind, a source, and a function that evaluates both of its sides on random
+numbers, so that a false rule is found before any line that cites it. Its kind is `algebra` if
+it holds at every single point, so under any expectation, and `moment` if it is about the law
+at hand; algebra is then tested at single points too.
+
+The last line is `shipped_kl`: what users of the library will call.
+
+## One line of pytest
+
+```python
+import kljax.derivations
+from own_family import d
+
+
+def test_exponential():
+    kljax.derivations.check(d)
+```
+
+It compares value, gradient and Hessian of every line with the line before and with the
+definition, in float64, at random points and at hard ones. Then it alters every line at every
+place, {altered} formulas with one mistake each, and fails if one goes unseen. An altered
+formula that is the same one is listed in `Derivation(same=...)`, with the proof. In a notebook,
+`d` shows itself.
+
+## A mistake, and how to find it
+
+Let the third line have a wrong sign:
+
+```python
+{wrong}```
+
+The test then says
+
+```text
+{report}
+```
+
+Read it from the top. Line 2, and no line before it, is wrong; line 3 follows from it, agrees
+with the definition, and so is right. It is wrong in its value already, so it is not a lost
+derivative, and wrong at a single point too, so no moment was used too early. Both lines are
+printed one below the other: they differ in the sign before (λ − κ). And each change that
+makes line 2 follow is listed: the second is what was meant, the others are the same sign in
+another place. With that sign mended, the test passes.
+
+[all derivations](README.md)
+"""
+OWN_CODE = Path(__file__).parent / "own_family.py"
+OWN_KEY = "your-own"
+
+
+def own_wrong(code: str) -> tuple[str, str]:
+    """The third line with a wrong sign, and the file with it."""
+    right = next(step for step in code.split("\n\n\n") if "rules.linearity" in step)
+    wrong = right.replace(" - (t.rate", " + (t.rate") + "\n"
+    return wrong, code.replace(right + "\n", wrong)
+
+
+def own_report() -> dict[str, Any]:
+    """What is said about the wrong file, and how many mutants the right one has."""
+    code = OWN_CODE.read_text()
+    right, wrong = ({"__name__": "own_family"} for _ in range(2))
+    exec(code, right)
+    exec(own_wrong(code)[1], wrong)
+    try:
+        check(wrong["d"])
+    except AssertionError as said:
+        return {"report": str(said).strip(), "altered": len(kill_table(right["d"]).fates)}
+    raise SystemExit("the wrong sign in docs/own_family.py went unseen.")
 
 
 def measured() -> dict[str, Any]:
@@ -172,6 +259,9 @@ def pages(numbers: dict[str, Any]) -> dict[str, str]:
         text = render.markdown(report.derivation, report, numbers[name]["kills"], figure)
         out[f"{name}.md"] = text + _links(name, names)
     out["museum.md"] = _museum()
+    if OWN_KEY in numbers:
+        code = OWN_CODE.read_text()
+        out["your-own.md"] = OWN.format(code=code, wrong=own_wrong(code)[0], **numbers[OWN_KEY])
     out["README.md"] = _index(list(reports.values()), numbers)
     return out
 
@@ -259,7 +349,9 @@ def main() -> int:
         if name in figures.FIGURES and name in numbers:
             numbers[name]["figure"] = figures.FIGURES[name][1]
             figures.write(name, FOLDER)
-    numbers = {name: numbers[name] for name in catalogue.NAMES if name in numbers}
+    if not options.text or OWN_KEY not in numbers:
+        numbers[OWN_KEY] = own_report()
+    numbers = {name: numbers[name] for name in (*catalogue.NAMES, OWN_KEY) if name in numbers}
     MEASURED.write_text(json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
     for name, text in pages(numbers).items():
         (FOLDER / name).write_text(text, encoding="utf-8")

@@ -22,6 +22,7 @@ FLOORS = [
         "derivations.smallmatrix",
         "derivations.expression",
         "derivations.naming",
+        "derivations.words",
         "derivations.expectation",
         "derivations.parameters",
         "derivations.rules",
@@ -43,7 +44,7 @@ FLOORS = [
         "derivations.page",
     ],
     ["derivations.catalogue", *(f"derivations.catalogue.{name}" for name in CATALOGUE)],
-    ["derivations", "derivations.render", "cli", "__main__"],
+    ["derivations", "derivations.render", "derivations.checking", "cli", "__main__"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 

@@ -20,7 +20,13 @@ _Fields = dict[str, Any]
 
 
 def kl(family: _Family, q: _Fields, p: _Fields) -> Any:
-    """kljax.kl_divergence of two records, given by their fields."""
+    """kljax.kl_divergence of two records, given by their fields.
+
+    Args:
+        family: class of both records, or one each for q and p.
+        q: values of the fields of the first, by name.
+        p: values of the fields of the second.
+    """
     return _of_two("kl_divergence", family, q, p)
 
 
@@ -32,6 +38,10 @@ def cross_entropy(family: _Family, q: _Fields, p: _Fields) -> Any:
 def entropy(family: type, q: _Fields) -> Any:
     """kljax.entropy of a record, given by its fields."""
     return _op("entropy", ((family, tuple(q)),))(*q.values())
+
+
+# What these are called where nothing says that they are the library's.
+shipped_kl, shipped_cross_entropy, shipped_entropy = kl, cross_entropy, entropy
 
 
 def _of_two(name: str, family: _Family, q: _Fields, p: _Fields) -> Any:
