@@ -23,6 +23,7 @@ FLOORS = [
         "derivations.expression",
         "derivations.naming",
         "derivations.words",
+        "derivations.shipping",
         "derivations.expectation",
         "derivations.parameters",
         "derivations.rules",

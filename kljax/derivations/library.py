@@ -9,6 +9,7 @@ import kljax
 from kljax.derivations import expression as ex
 from kljax.derivations import layout
 from kljax.derivations.layout import Box
+from kljax.derivations.shipping import shipped
 
 NORMAL = kljax.Normal
 DIAG = kljax.MultivariateNormalDiag
@@ -79,7 +80,7 @@ def _op(name: str, records: tuple[tuple[type, tuple[str, ...]], ...]) -> ex.Op:
         )
 
     text = ", ".join(f"{family.__name__}({', '.join(fields)})" for family, fields in records)
-    return ex.shipped(f"{name}({text})", compute, show)
+    return shipped(f"{name}({text})", compute, show)
 
 
 def _show_record(family: type, fields: dict[str, Box]) -> Box:

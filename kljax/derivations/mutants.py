@@ -15,8 +15,9 @@ import numpy as np
 from kljax.derivations import expression as ex
 from kljax.derivations import layout
 from kljax.derivations.expectation import ExpectationOp
-from kljax.derivations.expression import Constant, Expr, Op, Shipped, Symbol
+from kljax.derivations.expression import Constant, Expr, Op, Symbol
 from kljax.derivations.series import Series
+from kljax.derivations.shipping import Shipped
 
 Path = tuple[int, ...]
 

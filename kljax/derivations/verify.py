@@ -21,12 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from kljax.derivations import expression as ex
 from kljax.derivations import naming, parameters, smallmatrix
 from kljax.derivations.derivation import Derivation, Step
 from kljax.derivations.expectation import ExpectationOp, Numeric, Reading, Route
-from kljax.derivations.expression import CHUNK, Expr, Symbol
+from kljax.derivations.expression import Expr, Symbol
 from kljax.derivations.series import Series
+from kljax.derivations.shipping import CHUNK, in_chunks
 
 TOLERANCE = {"value": 1e-12, "gradient": 1e-11, "Hessian": 1e-10}
 # A family-wise error below 1e-6 over a thousand comparisons of 64 batch means (Student's t).
@@ -137,7 +137,7 @@ def by_jax(trees: Trees, step: Step, thetas: np.ndarray) -> Orders:
 
     shape = jnp.zeros((CHUNK, thetas.shape[1]))
     compiled = smallmatrix.quickly(lambda x: lax.map(all_orders, x), shape)
-    got = ex.in_chunks(compiled, thetas)
+    got = in_chunks(compiled, thetas)
     return Orders(*(x[: len(thetas)] for x in got))
 
 
