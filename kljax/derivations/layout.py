@@ -370,7 +370,9 @@ def plain(box: Box) -> str:
             simple = parts[1].kind in ("name", "number")
             return plain(parts[0]) + (raised or f"^{exponent if simple else f'({exponent})'}")
         case "index":
-            return f"{plain(parts[0])}_{plain(parts[1])}"
+            below = plain(parts[1])
+            # What holds at a place: [f(x)]_(x = y).
+            return f"{plain(parts[0])}_{f'({below})' if ' = ' in below else below}"
         case "fence":
             left, inside, right = parts
             return f"{left}{plain(inside)}{right}"

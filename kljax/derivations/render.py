@@ -314,7 +314,10 @@ def terminal(
         blocks.append(_paragraph(derivation.answer, width))
     if derivation.mistakes:
         found = (museum.get(name) for name in derivation.mistakes)
-        said = (_paragraph(f"- {m.name}: {m.effect}", width, "  ") for m in found)
+        said = (
+            textwrap.fill(f"  - {m.name}: {m.effect}", width, subsequent_indent="    ")
+            for m in found
+        )
         blocks.append("\n".join(["What people got wrong:", *said]))
     blocks.append(_verdict(report, paint))
     return "\n\n".join(blocks)
