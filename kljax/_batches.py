@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from kljax import linalg
 from kljax._record import (
     Argument,
     arguments_of,
@@ -42,15 +43,31 @@ def _nan_with_gradient(x: Array) -> Array:
 
 
 def _poison(argument: Argument) -> Array:
-    """Nan in place of an invalid value, in the value and in its gradient.
+    """Nan in place of an invalid value of a coordinate, in the value and in its gradient.
 
     A product, since `where(valid, x, nan)` would give an invalid value a gradient of 0.
     """
     invalid = argument.constraint.invalid
-    if invalid is None:
+    if invalid is None or argument.constraint.of_event:
         return argument.value
-    mark = jnp.where(invalid(argument.value), jnp.nan, 1.0).astype(argument.value.dtype)
-    return argument.value * mark
+    return argument.value * _mark(invalid(argument.value), argument.value.dtype)
+
+
+def _mark(invalid: Array, dtype: Any) -> Array:
+    return jnp.where(invalid, jnp.nan, 1.0).astype(dtype)
+
+
+def _poison_event(out: Any, arguments: Sequence[Argument]) -> Any:
+    """Nan everywhere if a parameter that is judged as a whole is invalid.
+
+    On the result, which is smaller than a matrix, and so on every gradient by it.
+    """
+    for argument in arguments:
+        if argument.constraint.of_event and argument.constraint.invalid is not None:
+            invalid = argument.constraint.invalid(argument.value)
+            mark = linalg.settled(_mark(invalid, argument.value.dtype))
+            out = jax.tree.map(lambda x, mark=mark: x * mark, out)
+    return out
 
 
 def over_batches(
@@ -90,14 +107,16 @@ def over_batches(
     def one_event(*values: Array) -> Any:
         rebuilt: dict[str, dict[str, Array]] = {name: {} for name in records}
         rest: list[Array] = []
-        for argument, owner, value in zip(arguments, owners, values, strict=True):
-            value = _poison(argument._replace(value=value))
+        event = [a._replace(value=v) for a, v in zip(arguments, values, strict=True)]
+        for argument, owner in zip(event, owners, strict=True):
+            value = _poison(argument)
             if owner is None:
                 rest.append(value)
             else:
                 rebuilt[owner][argument.name.removeprefix(f"{owner}.")] = value
         events = [type(x)(**rebuilt[name]) for name, x in records.items()]
-        return jax.tree.map(_nan_with_gradient, rule(*events, *rest))
+        out = _poison_event(rule(*events, *rest), event)
+        return jax.tree.map(_nan_with_gradient, out)
 
     values = [a.value if is_key(a.value) else a.value.astype(dtype) for a in arguments]
     if precision == "high":

@@ -19,11 +19,13 @@ class Constraint(NamedTuple):
         invalid: the cheap part of the test, applied inside every rule, where a true entry
             turns the result into nan; None where invalid values give nan by themselves.
         violated: the whole test, for `check`; a true entry is a violation.
+        of_event: whether `invalid` gives one answer for the whole array of an event.
     """
 
     requirement: str
     invalid: Callable[[Array], Array] | None
     violated: Callable[[Array], Array]
+    of_event: bool = False
 
 
 def _not_finite(x: Array) -> Array:
@@ -36,7 +38,16 @@ def _not_positive(x: Array) -> Array:
 
 def _not_lower_triangular(x: Array) -> Array:
     """One answer for the matrix: an entry above the diagonal, or a diagonal not positive."""
-    return jnp.any(jnp.triu(x, 1) != 0) | ~jnp.all(linalg.diagonal(x) > 0)
+    size = x.shape[0]
+    if size > linalg.LEAF:
+        return jnp.any(jnp.triu(x, 1) != 0) | ~jnp.all(linalg.diagonal(x) > 0)
+    # Written out, so that it is one loop with a small matrix's divergence.
+    found = jnp.zeros((), bool)
+    for i in range(size):
+        found = found | ~(x[i, i] > 0)
+        for j in range(i + 1, size):
+            found = found | (x[i, j] != 0)
+    return found
 
 
 def _not_symmetric(x: Array) -> Array:
@@ -61,10 +72,12 @@ CONSTRAINTS: dict[str, Constraint] = {
         "be finite and lower triangular (see jnp.tril) with a positive diagonal",
         _not_lower_triangular,
         lambda x: _not_lower_triangular(x) | jnp.any(_not_finite(x)),
+        of_event=True,
     ),
     "positive_definite": Constraint(
         "be finite, symmetric and positive definite",
         _not_symmetric,
         _not_positive_definite,
+        of_event=True,
     ),
 }

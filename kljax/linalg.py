@@ -1,39 +1,89 @@
 """Triangular algebra on one event, written out in array operations that batch under `vmap`.
 
 No LAPACK call: on a two-thread CPU pool, two batched LAPACK calls of one program can wait
-for each other for ever (seen with jaxlib 0.10.2). Blocks of up to `BLOCK` rows are unrolled,
-larger matrices are products of such blocks.
+for each other for ever (seen with jaxlib 0.10.2), and batches of small matrices are what
+LAPACK is slowest at. Matrices are halved until `LEAF` rows are left, which are substituted
+row by row; XLA makes one loop of a leaf, vectorized along its rows. Above `WIDE` rows, where
+products are fast, diagonal blocks of `WIDE` rows are inverted first, all at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-_T = TypeVar("_T")
+LEAF = 8
+WIDE = 64
+_WRITTEN_OUT = 16
+_FACTOR_LEAF = 4
 
-BLOCK = 8
-_ZERO = np.int32(0)
+
+def settled(x: Array) -> Array:
+    """X itself, evaluated once even if read by several loops.
+
+    XLA evaluates a cheap producer anew in every loop that reads it. A solve is a chain of
+    cheap operations, so its cost would grow with every reader; a division is not copied.
+    """
+    return x / jnp.where(x == x, jnp.ones_like(x), x)
+
+
+def _alone(x: Array) -> Array:
+    """X in a loop of its own, not in that of its only reader (all nan if its first is).
+
+    Put together with others, a matrix would be evaluated element by element. A division is
+    not moved into a loop that reads an element again and again, as it does the first here.
+    """
+    if not x.size:
+        return x
+    x = settled(x)
+    first = lax.slice(x, (0,) * x.ndim, (1,) * x.ndim)
+    return x * jnp.where(first == first, jnp.ones_like(first), jnp.nan)
 
 
 def matmul(a: Array, b: Array) -> Array:
     """Product of two matrices in full precision (accelerators default to fewer bits).
 
-    `jnp.matmul` would name its result's dtype, which a later `vmap` of a float64 part inside
-    a float32 program rounds to float32.
+    Short sums are written out, since XLA's batched product of small matrices is an order of
+    magnitude slower. `jnp.matmul` would name its result's dtype, which a later `vmap` of a
+    float64 part inside a float32 program rounds to float32.
     """
+    if 0 < a.shape[1] <= _WRITTEN_OUT:
+        total = a[:, :1] * b[:1]
+        for i in range(1, a.shape[1]):
+            total = total + a[:, i : i + 1] * b[i : i + 1]
+        return total
     contract = (((1,), (0,)), ((), ()))
     return lax.dot_general(a, b, contract, precision=lax.Precision.HIGHEST)
 
 
 def diagonal(a: Array) -> Array:
-    """The diagonal by a masked sum: unlike a gather, it has a cheap transpose."""
-    return jnp.sum(jnp.where(jnp.eye(a.shape[0], dtype=bool), a, 0), axis=1)
+    """The diagonal."""
+    size = a.shape[0]
+    if not size:
+        return a[0:0, 0] if a.shape[1] else jnp.zeros(0, a.dtype)
+    return lax.slice(a.reshape(size * size), (0,), (size * size,), (size + 1,))
+
+
+def on_diagonal(values: Array) -> Array:
+    """The diagonal matrix, without the scatter of `jnp.diag`."""
+    return jnp.where(_is_diagonal(values.shape[0]), values[None, :], 0)
+
+
+def replace_diagonal(a: Array, values: Array) -> Array:
+    return jnp.where(_is_diagonal(a.shape[0]), values[None, :], a)
+
+
+def _is_diagonal(size: int) -> Array:
+    return jnp.eye(size, dtype=bool)
+
+
+def lower(a: Array) -> Array:
+    """What is on and below the diagonal."""
+    return jnp.tril(a)
 
 
 def strict_lower(a: Array) -> Array:
@@ -46,7 +96,7 @@ def symmetrize(a: Array) -> Array:
 
 def lower_half(a: Array) -> Array:
     """The lower triangular X with X + X^T = a, for symmetric a."""
-    return strict_lower(a) + jnp.diag(0.5 * diagonal(a))
+    return strict_lower(a) + on_diagonal(0.5 * diagonal(a))
 
 
 def flip(a: Array) -> Array:
@@ -54,25 +104,26 @@ def flip(a: Array) -> Array:
     return lax.rev(a, (0, 1))
 
 
+# ---- solving with a lower triangle ----------------------------------------------------------
+
+
 def solve_lower(lower: Array, b: Array) -> Array:
     """lower^-1 b, for lower (d, d) lower triangular and b (d, m)."""
-    lower = jnp.tril(lower)
     return lax.custom_linear_solve(
-        lambda x: matmul(lower, x),
+        lambda x: matmul(jnp.tril(lower), x),
         b,
-        solve=lambda _, y: _substitute(lower, y),
-        transpose_solve=lambda _, y: _substitute_transposed(lower, y),
+        solve=lambda _, y: Triangle(lower).solve(y),
+        transpose_solve=lambda _, y: Triangle(lower).solve_transposed(y),
     )
 
 
 def solve_lower_transposed(lower: Array, b: Array) -> Array:
     """lower^-T b."""
-    lower = jnp.tril(lower)
     return lax.custom_linear_solve(
-        lambda x: matmul(lower.T, x),
+        lambda x: matmul(jnp.tril(lower).T, x),
         b,
-        solve=lambda _, y: _substitute_transposed(lower, y),
-        transpose_solve=lambda _, y: _substitute(lower, y),
+        solve=lambda _, y: Triangle(lower).solve_transposed(y),
+        transpose_solve=lambda _, y: Triangle(lower).solve(y),
     )
 
 
@@ -86,57 +137,184 @@ def whiten_both(lower: Array, symmetric: Array) -> Array:
     return symmetrize(solve_lower(lower, solve_lower(lower, symmetric).T))
 
 
-def _substitute_transposed(lower: Array, b: Array) -> Array:
-    return lax.rev(_substitute(flip(lower.T), lax.rev(b, (0,))), (0,))
+_Keep = Callable[[Array], Array]
 
 
-def _substitute(lower: Array, b: Array) -> Array:
-    """Forward substitution, one block of rows a step."""
+def _all(x: Array) -> Array:
+    return x
+
+
+class Triangle:
+    """A lower triangle L, ready to be divided by; what is above its diagonal is not read.
+
+    The methods are recursions over halves, `low` to `high` in rows of L. Where a result is
+    lower triangular, only its lower half is computed.
+    """
+
+    def __init__(self, matrix: Array) -> None:
+        self.matrix = matrix
+        self.size = matrix.shape[0]
+        self._leaf = WIDE if self.size > WIDE else LEAF
+        if self._leaf == WIDE:
+            count = -(-self.size // WIDE)
+            padded = _pad_identity(matrix, count * WIDE)
+            starts = range(0, count * WIDE, WIDE)
+            blocks = jnp.stack([padded[i : i + WIDE, i : i + WIDE] for i in starts])
+            self._inverses = settled(jax.vmap(inverse_lower)(blocks))
+
+    def solve(self, b: Array, low: int = 0, high: int | None = None) -> Array:
+        """L^-1 b."""
+        high = self.size if high is None else high
+        if high - low <= self._leaf:
+            return self._solve_leaf(b, low, high)
+        middle, half = self._split(low, high)
+        top = self.solve(b[:half], low, middle)
+        rest = settled(b[half:] - matmul(self.matrix[middle:high, low:middle], top))
+        return jnp.concatenate([top, _alone(self.solve(rest, middle, high))])
+
+    def solve_transposed(self, b: Array, low: int = 0, high: int | None = None) -> Array:
+        """L^-T b."""
+        high = self.size if high is None else high
+        if high - low <= self._leaf:
+            return self._solve_leaf_transposed(b, low, high)
+        middle, half = self._split(low, high)
+        bottom = self.solve_transposed(b[half:], middle, high)
+        rest = settled(b[:half] - matmul(self.matrix[middle:high, low:middle].T, bottom))
+        return jnp.concatenate([_alone(self.solve_transposed(rest, low, middle)), bottom])
+
+    def quotient_below(self, b: Array, low: int = 0, high: int | None = None) -> Array:
+        """L^-1 b below its diagonal, for lower triangular b."""
+        high = self.size if high is None else high
+        if high - low <= self._leaf:
+            return self._solve_leaf(b, low, high, strict_lower)
+        middle, half = self._split(low, high)
+        top = self.quotient_below(b[:half, :half], low, middle)
+        bottom = self.quotient_below(b[half:, half:], middle, high)
+        # The diagonal of the quotient is that of b over that of L.
+        on = diagonal(b[:half, :half]) / diagonal(self.matrix[low:middle, low:middle])
+        across = self.matrix[middle:high, low:middle]
+        rest = settled(b[half:, :half] - matmul(across, top) - across * on[None, :])
+        return _from_blocks(top, self.solve(rest, middle, high), bottom)
+
+    def quotient_transposed(self, b: Array, low: int = 0, high: int | None = None) -> Array:
+        """The lower triangle of L^-T b, for lower triangular b."""
+        high = self.size if high is None else high
+        if high - low <= self._leaf:
+            return self._solve_leaf_transposed(b, low, high, jnp.tril)
+        middle, half = self._split(low, high)
+        bottom = self.quotient_transposed(b[half:, half:], middle, high)
+        left = self.solve_transposed(b[half:, :half], middle, high)
+        rest = settled(b[:half, :half] - matmul(self.matrix[middle:high, low:middle].T, left))
+        return _from_blocks(self.quotient_transposed(rest, low, middle), left, bottom)
+
+    def _split(self, low: int, high: int) -> tuple[int, int]:
+        half = _half(high - low, self._leaf)
+        return low + half, half
+
+    def _solve_leaf(self, b: Array, low: int, high: int, keep: _Keep = _all) -> Array:
+        if self._leaf == WIDE:
+            return keep(matmul(self._inverse(low, high), b))
+        return _substitute(self.matrix[low:high, low:high], b, keep)
+
+    def _solve_leaf_transposed(
+        self, b: Array, low: int, high: int, keep: _Keep = _all
+    ) -> Array:
+        if self._leaf == WIDE:
+            return keep(matmul(self._inverse(low, high).T, b))
+        return _substitute_transposed(self.matrix[low:high, low:high], b, keep)
+
+    def _inverse(self, low: int, high: int) -> Array:
+        return self._inverses[low // WIDE, : high - low, : high - low]
+
+
+def inverse_lower(lower: Array) -> Array:
+    """lower^-1."""
     size = lower.shape[0]
-    if size <= BLOCK:
-        return _substitute_rows(lower, b)
-    padded = -(-size // BLOCK) * BLOCK
-    lower = _pad_identity(lower, padded)
-    b = jnp.pad(b, ((0, padded - size), (0, 0)))
-
-    def step(i: Array, x: Array) -> Array:
-        # Rows of x not reached yet are 0, so the whole block row may multiply them.
-        rows = lax.dynamic_slice(lower, (i * BLOCK, _ZERO), (BLOCK, padded))
-        corner = lax.dynamic_slice(rows, (_ZERO, i * BLOCK), (BLOCK, BLOCK))
-        rest = lax.dynamic_slice(b, (i * BLOCK, _ZERO), (BLOCK, b.shape[1]))
-        block = _substitute_rows(corner, rest - matmul(rows, x))
-        return lax.dynamic_update_slice(x, block, (i * BLOCK, _ZERO))
-
-    return _loop(padded // BLOCK, step, jnp.zeros_like(b))[:size]
+    if size <= LEAF:
+        return _substitute(lower, jnp.eye(size, dtype=lower.dtype))
+    half = _half(size, LEAF)
+    top, bottom = inverse_lower(lower[:half, :half]), inverse_lower(lower[half:, half:])
+    left = matmul(bottom, settled(matmul(lower[half:, :half], top)))
+    return _from_blocks(top, -left, bottom)
 
 
-def _loop(count: int, step: Callable[[Array, _T], _T], state: _T) -> _T:
-    """A loop over blocks, counted in int32 also in the float64 parts of a float32 program."""
-    blocks = jnp.arange(count, dtype=jnp.int32)
-    return lax.scan(lambda x, i: (step(i, x), None), state, blocks)[0]
+def lower_product_transposed(a: Array, b: Array) -> Array:
+    """The lower triangle of a b^T, for lower triangular a and b; above it, anything."""
+    size = a.shape[0]
+    if size <= LEAF or size == 4 * LEAF:
+        return matmul(a, b.T)
+    half = _half(size, LEAF)
+    top = lower_product_transposed(a[:half, :half], b[:half, :half])
+    left = matmul(a[half:, :half], b[:half, :half].T)
+    bottom = matmul(a[half:, :half], b[half:, :half].T)
+    bottom = bottom + lower_product_transposed(a[half:, half:], b[half:, half:])
+    return _from_blocks(top, left, bottom)
+
+
+def _half(size: int, leaf: int) -> int:
+    """The largest leaf 2^n below size."""
+    half = leaf
+    while 2 * half < size:
+        half *= 2
+    return half
+
+
+def _from_blocks(top: Array, left: Array, bottom: Array) -> Array:
+    """[[top, 0], [left, bottom]]."""
+    top, left, bottom = _alone(top), _alone(left), _alone(bottom)
+    upper = jnp.pad(top, ((0, 0), (0, bottom.shape[1])))
+    return jnp.concatenate([upper, jnp.concatenate([left, bottom], axis=1)])
 
 
 def _pad_identity(a: Array, size: int) -> Array:
     """A in the upper left corner, the identity below."""
     extra = size - a.shape[0]
-    ones = jnp.concatenate([jnp.zeros(a.shape[0], a.dtype), jnp.ones(extra, a.dtype)])
-    return jnp.pad(a, ((0, extra), (0, extra))) + jnp.diag(ones)
+    if not extra:
+        return a
+    ones = (jnp.arange(size) >= a.shape[0]).astype(a.dtype)
+    return jnp.pad(a, ((0, extra), (0, extra))) + on_diagonal(ones)
 
 
-def _substitute_rows(lower: Array, b: Array) -> Array:
+def _substitute(lower: Array, b: Array, keep: _Keep = _all) -> Array:
+    """lower^-1 b, row by row."""
+    inverse = settled(1 / diagonal(lower))
     rows: list[Array] = []
     for i in range(lower.shape[0]):
-        row = b[i]
-        for j in range(i):
-            row = row - lower[i, j] * rows[j]
-        rows.append(row / lower[i, i])
-    return jnp.stack(rows) if rows else b
+        rest = b[i : i + 1]
+        for j, row in enumerate(rows):
+            rest = rest - lower[i, j] * row
+        rows.append(rest * inverse[i])
+    return settled(keep(_from_rows(rows))) if rows else b
+
+
+def _substitute_transposed(lower: Array, b: Array, keep: _Keep = _all) -> Array:
+    """lower^-T b, row by row from the last."""
+    inverse = settled(1 / diagonal(lower))
+    rows: list[Array] = []
+    for i in reversed(range(lower.shape[0])):
+        rest = b[i : i + 1]
+        for j, row in enumerate(rows, start=i + 1):
+            rest = rest - lower[j, i] * row
+        rows.insert(0, rest * inverse[i])
+    return settled(keep(_from_rows(rows))) if rows else b
+
+
+def _from_rows(rows: Sequence[Array]) -> Array:
+    """The matrix of rows (1, m), selected by row number so that XLA makes one loop of it."""
+    number = lax.broadcasted_iota(jnp.int32, (len(rows), 1), 0)
+    matrix = rows[-1]
+    for i in range(len(rows) - 2, -1, -1):
+        matrix = jnp.where(number == i, rows[i], matrix)
+    return matrix
+
+
+# ---- Cholesky factors -----------------------------------------------------------------------
 
 
 @jax.custom_jvp
 def cholesky(a: Array) -> Array:
     """The lower triangular L with L L^T = a; nan where a is not positive definite."""
-    return _factorize(a, _cholesky_columns, 0)
+    return _factorize(a, 0)
 
 
 @cholesky.defjvp
@@ -152,69 +330,70 @@ def cholesky_deviation(s: Array) -> Array:
     The Cholesky recursion in deviations from the identity: with pivot 1 + u the diagonal is
     sqrt(1 + u) - 1 = u / (1 + sqrt(1 + u)), so nothing near 1 is ever formed and rounded.
     """
-    return _factorize(s, _cholesky_deviation_columns, 1)
+    return _factorize(s, 1)
 
 
-def _factorize(a: Array, columns: Callable[[Array], Array], identity: int) -> Array:
-    """A factorization by columns, one block of columns a step.
+def _factorize(a: Array, identity: int) -> Array:
+    """A Cholesky factor, by halves or, where unrolling compiles too long, by panels.
 
     Args:
         a: the matrix, or its deviation from the identity.
-        columns: factorizes one diagonal block.
         identity: 1 if matrix and factor are both given as deviations, else 0.
     """
     size = a.shape[0]
-    if size <= BLOCK:
-        return columns(a)
-    padded = -(-size // BLOCK) * BLOCK
+    if size <= _FACTOR_LEAF:
+        return _factorize_leaf(a, identity) if size else a
+    if size > _WRITTEN_OUT:
+        return _factorize_panels(a, identity)
+    half = _half(size, _FACTOR_LEAF)
+    top = _factorize(a[:half, :half], identity)
+    whole = top + identity * jnp.eye(half, dtype=a.dtype)
+    across = Triangle(whole).solve(a[:half, half:])
+    left = settled(across.T)
+    rest = settled(a[half:, half:] - matmul(left, across))
+    return _from_blocks(top, left, _factorize(rest, identity))
+
+
+def _factorize_panels(a: Array, identity: int) -> Array:
+    """One panel of `LEAF` columns a step of a loop, each subtracted from what is left."""
+    size = a.shape[0]
+    padded = -(-size // LEAF) * LEAF
     a = jnp.pad(a, ((0, padded - size), (0, padded - size)))
     if not identity:
-        a = a + jnp.diag((jnp.arange(padded) >= size).astype(a.dtype))
-    eye = identity * jnp.eye(BLOCK, dtype=a.dtype)
-    row = jnp.arange(padded)[:, None]
+        a = a + on_diagonal((jnp.arange(padded) >= size).astype(a.dtype))
+    eye = identity * jnp.eye(LEAF, dtype=a.dtype)
+    row, zero = jnp.arange(padded)[:, None], np.int32(0)
 
-    def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(state: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
         rest, factor = state
-        start = i * BLOCK
-        strip = lax.dynamic_slice(rest, (_ZERO, start), (padded, BLOCK))
-        corner = columns(lax.dynamic_slice(strip, (start, _ZERO), (BLOCK, BLOCK)))
-        below = _substitute_rows(eye + corner, strip.T).T
-        below = jnp.where(row >= start + BLOCK, below, 0)
-        factor = lax.dynamic_update_slice(factor, below, (_ZERO, start))
+        start = i * LEAF
+        strip = lax.dynamic_slice(rest, (zero, start), (padded, LEAF))
+        corner = _factorize(lax.dynamic_slice(strip, (start, zero), (LEAF, LEAF)), identity)
+        below = Triangle(eye + corner).solve(strip.T).T
+        below = jnp.where(row >= start + LEAF, below, 0)
+        factor = lax.dynamic_update_slice(factor, below, (zero, start))
         factor = lax.dynamic_update_slice(factor, corner, (start, start))
-        return rest - matmul(below, below.T), factor
+        return (rest - matmul(below, below.T), factor), None
 
-    state = (a, jnp.zeros_like(a))
-    return _loop(padded // BLOCK, step, state)[1][:size, :size]
-
-
-def _cholesky_columns(a: Array) -> Array:
-    columns: list[Array] = []
-    for rest in _remainders(a, columns):
-        root = jnp.sqrt(jnp.where(rest[0] > 0, rest[0], jnp.nan))
-        columns.append(jnp.concatenate([root[None], rest[1:] / root]))
-    return _lower_from_columns(a, columns)
+    # Counted in int32 also in the float64 parts of a float32 program.
+    panels = jnp.arange(padded // LEAF, dtype=jnp.int32)
+    (_, factor), _ = lax.scan(step, (a, jnp.zeros_like(a)), panels)
+    return factor[:size, :size]
 
 
-def _cholesky_deviation_columns(s: Array) -> Array:
-    columns: list[Array] = []
-    for rest in _remainders(s, columns):
-        pivot = jnp.where(rest[0] > -1, rest[0], jnp.nan)
-        on = pivot / (1 + jnp.sqrt(1 + pivot))
-        columns.append(jnp.concatenate([on[None], rest[1:] / (1 + on)]))
-    return _lower_from_columns(s, columns)
-
-
-def _remainders(a: Array, columns: list[Array]) -> Iterator[Array]:
-    """Column j of a from the diagonal on, less what the columns so far account for."""
+def _factorize_leaf(a: Array, identity: int) -> Array:
+    """Row j of the transposed factor is what is left of row j of a, over a root."""
+    rows: list[Array] = []
     for j in range(a.shape[0]):
-        rest = a[j:, j]
-        for i, column in enumerate(columns):
-            rest = rest - column[j - i :] * column[j - i]
-        yield rest
-
-
-def _lower_from_columns(a: Array, columns: list[Array]) -> Array:
-    if not columns:
-        return a
-    return jnp.stack([jnp.pad(c, (j, 0)) for j, c in enumerate(columns)], axis=1)
+        rest = a[j : j + 1]
+        for row in rows:
+            rest = rest - row[:, j : j + 1] * row
+        pivot = rest[:, j : j + 1]
+        whole = identity + pivot
+        inverse = lax.rsqrt(jnp.where(whole > 0, whole, jnp.nan))
+        row = rest * inverse
+        if identity:
+            on = pivot * (1 / (1 + whole * inverse))
+            row = jnp.where(jnp.arange(a.shape[0])[None, :] == j, on, row)
+        rows.append(row)
+    return jnp.tril(settled(_from_rows(rows)).T)

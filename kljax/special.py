@@ -303,6 +303,21 @@ def _log1p_jvp(primals, tangents):
     return log1p(x), divide(dx, 1 + x)
 
 
+def x_minus_log1p_near_zero(x: Array) -> tuple[Array, Array]:
+    """Whether x is near 0, and x - log(1 + x) there; no shared division, so that it fuses."""
+    near = (x > _LOG1P_LOW) & (x < _LOG1P_HIGH)
+    y = jnp.where(near, x, 0)
+    s = y * (1 / (2 + y))
+    t = s * s
+    return near, s * (y - 2 * (t * _horner(_ATANH[x.dtype], t)))
+
+
+def subtract_times_log2(x: Array, n: Array) -> Array:
+    """X - n log 2, for a whole number n."""
+    high, low = _LOG2[x.dtype]
+    return (x - n * high) - n * low
+
+
 @jax.custom_jvp
 def x_minus_log1p(x: Array) -> Array:
     """X - log(1 + x) >= 0, accurate to 4 ulp for every x > -1.

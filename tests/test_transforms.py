@@ -180,7 +180,7 @@ def test_high_precision_survives_vmap():
     """A batch of float64 parts inside a float32 program is not rounded on the way."""
     which = PARAMETRIZATIONS[7]
     # More rows than an unrolled block has.
-    p = draw(which, rng_for("survives", which), batch=(3,), d=linalg.BLOCK + 1)
+    p = draw(which, rng_for("survives", which), batch=(3,), d=linalg.LEAF + 1)
     q = jax.tree.map(lambda x: x * np.float32(1.001), p)
     function = jax.vmap(jax.value_and_grad(_high, argnums=(0, 1)))
     got = jax.tree.leaves(jax.jit(function)(q, p))

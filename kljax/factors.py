@@ -1,0 +1,147 @@
+"""Two Gaussians given by Cholesky factors, N(., Q Q^T) and N(., P P^T), in few passes.
+
+    E = P^-1 (Q - P),   M = I + E = P^-1 Q,   y = P^-1 delta,
+    dispersion = sum_i h(M_ii) + sum_{i>j} E_ij^2 / 2,   h(r) = (r^2 - 1) / 2 - log r,
+    location   = |y|^2 / 2.
+
+The gradient needs one more solve and one product, on lower triangles alone:
+
+    W = P^-T G,   G = E below the diagonal, r - 1/r on it,
+    by Q: W,   by P: -(W M^T + s y^T),   by delta: s = P^-T y.
+
+(Own arrangement. Only lower triangles of W and W M^T are asked for, and those of W suffice
+for both.) Small matrices are written out on their scalars, which XLA makes one loop of.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.custom_derivatives import SymbolicZero
+
+from kljax import coordinates, linalg, special
+from kljax.linalg import settled
+from kljax.structure import Scale
+
+WRITTEN_OUT = 16
+
+
+class Groups(NamedTuple):
+    """The two non-negative parts of a Gaussian divergence, in nats."""
+
+    dispersion: Array
+    location: Array
+
+
+@jax.custom_jvp
+def groups(q: Array, p: Array, delta: Array) -> Groups:
+    """Dispersion and location, from lower triangular factors (k, k) and delta (k,)."""
+    if 0 < p.shape[0] <= WRITTEN_OUT:
+        return _written_out(q, p, delta)
+    e, y = _whitened(q, p, delta)
+    return _from_whitened(q, p, e, y)
+
+
+def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
+    q, p, delta = primals
+    dq, dp, ddelta = tangents
+    triangle = linalg.Triangle(p)
+    e, y = _whitened(q, p, delta)
+    ratio, difference = _diagonal_ratio(q, p)
+    # r - 1/r = (r - 1) (1 + 1/r), also where r is almost 1
+    slope_on = settled(difference * (1 + special.reciprocal(ratio)))
+    w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
+    s = triangle.solve_transposed(y)
+
+    def by_p() -> Array:
+        return jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
+
+    change = _inner(lambda: w, dq) - _inner(by_p, dp)
+    moved = _inner(lambda: s[:, 0], ddelta) - _inner(lambda: jnp.tril(s * y.T), dp)
+    if 0 < p.shape[0] <= WRITTEN_OUT:
+        value = groups(q, p, delta)
+    else:
+        value = _from_whitened(q, p, e, y)
+    return value, Groups(change, moved)
+
+
+groups.defjvp(_groups_jvp, symbolic_zeros=True)
+
+
+def _inner(gradient: Any, tangent: Any) -> Array:
+    """<gradient, tangent>; the gradient is not even computed for a constant."""
+    if isinstance(tangent, SymbolicZero):
+        return jnp.zeros((), tangent.aval.dtype)
+    return jnp.sum(gradient() * tangent)
+
+
+def _whitened(q: Array, p: Array, delta: Array) -> tuple[Array, Array]:
+    """E, strictly below its diagonal, and y as a column."""
+    triangle = linalg.Triangle(p)
+    return triangle.quotient_below(q - p), triangle.solve(delta[:, None])
+
+
+def _diagonal_ratio(q: Array, p: Array) -> tuple[Array, Array]:
+    """R = Q_ii / P_ii, and r - 1 from the difference."""
+    on_q, on_p = linalg.diagonal(q), linalg.diagonal(p)
+    return settled(on_q / on_p), settled((on_q - on_p) / on_p)
+
+
+def _from_whitened(q: Array, p: Array, e: Array, y: Array) -> Groups:
+    on = coordinates.dispersion(Scale(linalg.diagonal(q)), Scale(linalg.diagonal(p)))
+    return Groups(jnp.sum(on) + 0.5 * jnp.sum(e * e), 0.5 * jnp.sum(y * y))
+
+
+# ---- on scalars -----------------------------------------------------------------------------
+
+
+def _written_out(q: Array, p: Array, delta: Array) -> Groups:
+    """The same by forward substitution on scalars.
+
+    Reciprocals are multiplied by, since XLA keeps a shared division out of the loop.
+    """
+    size = p.shape[0]
+    inverse = [1 / p[i, i] for i in range(size)]
+    squares = location = jnp.zeros((), p.dtype)
+    e: list[list[Array]] = []
+    y: list[Array] = []
+    for i in range(size):
+        e.append([])
+        for j in range(i):
+            rest = q[i, j] - p[i, j]
+            for l in range(j, i):
+                rest = rest - p[i, l] * e[l][j]
+            e[i].append(rest * inverse[i])
+            squares = squares + e[i][j] * e[i][j]
+        e[i].append((q[i, i] - p[i, i]) * inverse[i])
+        rest = delta[i]
+        for l in range(i):
+            rest = rest - p[i, l] * y[l]
+        y.append(rest * inverse[i])
+        location = location + y[i] * y[i]
+    on = _dispersions([q[i, i] for i in range(size)], [p[i, i] for i in range(size)])
+    return Groups(on + 0.5 * squares, 0.5 * location)
+
+
+def _dispersions(q: list[Array], p: list[Array]) -> Array:
+    """Sum of h(q_i / p_i), with one logarithm for all ratios that are far from 1.
+
+    Near 1, h(1 + d) = d - log(1 + d) + d^2 / 2 by the series of `special`. The far ones
+    are split into mantissas, multiplied without overflow, and exponents, which add up.
+    """
+    total = jnp.zeros((), p[0].dtype)
+    above = below = jnp.ones((), p[0].dtype)
+    for x, y in zip(q, p, strict=True):
+        inverse = 1 / y
+        ratio, d = x * inverse, (x - y) * inverse
+        near, x_minus_log1p = special.x_minus_log1p_near_zero(d)
+        top, up = special.mantissa_and_exponent(x)
+        bottom, down = special.mantissa_and_exponent(y)
+        far = special.subtract_times_log2((0.5 * (ratio - 1)) * (ratio + 1), up - down)
+        total = total + jnp.where(near, x_minus_log1p + 0.5 * d * d, far)
+        above = above * jnp.where(near, 1, top)
+        below = below * jnp.where(near, 1, bottom)
+    return total - jnp.log(above * (1 / below))
