@@ -52,8 +52,18 @@ def _not_lower_triangular(x: Array) -> Array:
 
 def _not_symmetric(x: Array) -> Array:
     """Asymmetry beyond rounding and finite differences, on the scale of the diagonal."""
-    scale = jnp.sqrt(jnp.abs(linalg.diagonal(x)))
-    return jnp.any(jnp.abs(x - x.T) > 1e-3 * scale[:, None] * scale[None, :])
+    size = x.shape[0]
+    if size > linalg.LEAF:
+        inverse = 1 / jnp.abs(linalg.diagonal(x))
+        gap = x - x.T
+        return jnp.any((gap * inverse[:, None]) * (gap * inverse[None, :]) > 1e-6)
+    inverses = [1 / jnp.abs(x[i, i]) for i in range(size)]
+    found = jnp.zeros((), bool)
+    for i in range(size):
+        for j in range(i):
+            gap = x[i, j] - x[j, i]
+            found = found | ((gap * inverses[i]) * (gap * inverses[j]) > 1e-6)
+    return found
 
 
 def _not_positive_definite(x: Array) -> Array:

@@ -59,8 +59,8 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     def by_p() -> Array:
         return jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
 
-    change = _inner(lambda: w, dq) - _inner(by_p, dp)
-    moved = _inner(lambda: s[:, 0], ddelta) - _inner(lambda: jnp.tril(s * y.T), dp)
+    change = inner(lambda: w, dq) - inner(by_p, dp)
+    moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
     if 0 < p.shape[0] <= WRITTEN_OUT:
         value = groups(q, p, delta)
     else:
@@ -71,7 +71,7 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
 groups.defjvp(_groups_jvp, symbolic_zeros=True)
 
 
-def _inner(gradient: Any, tangent: Any) -> Array:
+def inner(gradient: Any, tangent: Any) -> Array:
     """<gradient, tangent>; the gradient is not even computed for a constant."""
     if isinstance(tangent, SymbolicZero):
         return jnp.zeros((), tangent.aval.dtype)
@@ -104,29 +104,32 @@ def _written_out(q: Array, p: Array, delta: Array) -> Groups:
     Reciprocals are multiplied by, since XLA keeps a shared division out of the loop.
     """
     size = p.shape[0]
+    rows = [[p[i, j] for j in range(i + 1)] for i in range(size)]
     inverse = [1 / p[i, i] for i in range(size)]
     squares = location = jnp.zeros((), p.dtype)
-    e: list[list[Array]] = []
-    y: list[Array] = []
-    for i in range(size):
-        e.append([])
-        for j in range(i):
-            rest = q[i, j] - p[i, j]
-            for l in range(j, i):
-                rest = rest - p[i, l] * e[l][j]
-            e[i].append(rest * inverse[i])
-            squares = squares + e[i][j] * e[i][j]
-        e[i].append((q[i, i] - p[i, i]) * inverse[i])
-        rest = delta[i]
-        for l in range(i):
-            rest = rest - p[i, l] * y[l]
-        y.append(rest * inverse[i])
-        location = location + y[i] * y[i]
-    on = _dispersions([q[i, i] for i in range(size)], [p[i, i] for i in range(size)])
+    for j in range(size):
+        column = substitute(rows, inverse, [q[i, j] - p[i, j] for i in range(j, size)], j)
+        for e in column[1:]:
+            squares = squares + e * e
+    for y in substitute(rows, inverse, [delta[i] for i in range(size)], 0):
+        location = location + y * y
+    on = dispersions([q[i, i] for i in range(size)], [p[i, i] for i in range(size)])
     return Groups(on + 0.5 * squares, 0.5 * location)
 
 
-def _dispersions(q: list[Array], p: list[Array]) -> Array:
+def substitute(
+    rows: list[list[Array]], inverse: list[Array], b: list[Array], start: int
+) -> list[Array]:
+    """The column L^-1 b from row `start` on; b is zero above, and may end early."""
+    x: list[Array] = []
+    for i, rest in enumerate(b, start=start):
+        for j, known in enumerate(x, start=start):
+            rest = rest - rows[i][j] * known
+        x.append(rest * inverse[i])
+    return x
+
+
+def dispersions(q: list[Array], p: list[Array]) -> Array:
     """Sum of h(q_i / p_i), with one logarithm for all ratios that are far from 1.
 
     Near 1, h(1 + d) = d - log(1 + d) + d^2 / 2 by the series of `special`. The far ones
@@ -142,6 +145,22 @@ def _dispersions(q: list[Array], p: list[Array]) -> Array:
         bottom, down = special.mantissa_and_exponent(y)
         far = special.subtract_times_log2((0.5 * (ratio - 1)) * (ratio + 1), up - down)
         total = total + jnp.where(near, x_minus_log1p + 0.5 * d * d, far)
+        above = above * jnp.where(near, 1, top)
+        below = below * jnp.where(near, 1, bottom)
+    return total - jnp.log(above * (1 / below))
+
+
+def variance_dispersions(q: list[Array], p: list[Array]) -> Array:
+    """Sum of r_i - 1 - log r_i for r_i = q_i / p_i, likewise."""
+    total = jnp.zeros((), p[0].dtype)
+    above = below = jnp.ones((), p[0].dtype)
+    for x, y in zip(q, p, strict=True):
+        inverse = 1 / y
+        near, x_minus_log1p = special.x_minus_log1p_near_zero((x - y) * inverse)
+        top, up = special.mantissa_and_exponent(x)
+        bottom, down = special.mantissa_and_exponent(y)
+        far = special.subtract_times_log2(x * inverse - 1, up - down)
+        total = total + jnp.where(near, x_minus_log1p, far)
         above = above * jnp.where(near, 1, top)
         below = below * jnp.where(near, 1, bottom)
     return total - jnp.log(above * (1 / below))

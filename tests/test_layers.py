@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "kljax"
 CATALOGUE = sorted(path.stem for path in (PACKAGE / "derivations/catalogue").glob("[!_]*.py"))
 FLOORS = [
     ["special", "doubled", "linalg", "constraints", "_record", "_batches"],
-    ["structure", "coordinates", "factors", "matrices"],
+    ["structure", "coordinates", "factors", "covariances", "matrices"],
     ["divergence", "distribution"],
     ["families", "families.gaussian"],
     [""],

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import coordinates, distribution, factors, linalg, matrices
+from kljax import coordinates, covariances, distribution, factors, linalg, matrices
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.structure import (
@@ -173,6 +173,8 @@ def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
             return jnp.sum(dispersion), jnp.sum(coordinates.location(delta, t))
         case (ScaleTril() as s, ScaleTril() as t):
             return factors.groups(s.value, t.value, delta)
+        case (Covariance(), Covariance()):
+            return covariances.groups(q.covariance_matrix, p.covariance_matrix, delta)
         case (s, t):
             factored = matrices.factorize(t)
             m = matrices.relative_quotient(matrices.factorize(s), factored)
