@@ -1,5 +1,6 @@
 """The Kullback-Leibler divergence for JAX: accurate to the last digits, proven and fast."""
 
+from kljax import batch as batch
 from kljax import special as special
 from kljax._record import param as param
 from kljax._record import record as record
