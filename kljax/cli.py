@@ -1,4 +1,8 @@
-"""The command line: `kljax derive` tells why a formula is true, `kljax verify` checks it."""
+"""The command line.
+
+`kljax derive` tells why a formula is true, `kljax verify` checks it, `kljax evaluate` computes
+divergences of the distributions in files.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +65,63 @@ def _parser() -> argparse.ArgumentParser:
         "--mutants", action="store_true", help="also alter every line at every place"
     )
     verify.set_defaults(run=_verify)
+    _add_evaluate(commands)
     return parser
+
+
+def _add_evaluate(commands: argparse._SubParsersAction) -> None:
+    evaluate = commands.add_parser("evaluate", help="divergences of distributions in files")
+    evaluate.description = (
+        "Writes KL(q ‖ p) in nats of the distributions in two files: .npz, .safetensors, "
+        ".parquet or a directory of .npy files, one array a parameter (loc, scale, ...). "
+        "A single p serves all q."
+    )
+    evaluate.add_argument("q", metavar="Q", help="file of the q")
+    evaluate.add_argument("p", metavar="P", help="file of the p")
+    evaluate.add_argument(
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="a new file: .npy, .npz, .safetensors or .parquet",
+    )
+    what = evaluate.add_mutually_exclusive_group()
+    what.add_argument("--pairwise", action="store_true", help="every q against every p")
+    what.add_argument("--terms", action="store_true", help="also the parts of the divergence")
+    what.add_argument("--top-k", metavar="K", type=int, help="of every q the K nearest p")
+    evaluate.add_argument("--q-family", metavar="NAME", help="where names are ambiguous")
+    evaluate.add_argument("--p-family", metavar="NAME", help="where names are ambiguous")
+    evaluate.add_argument(
+        "--invalid",
+        choices=("refuse", "nan"),
+        default="refuse",
+        help="what to do about invalid values: write nothing, or nan in their place",
+    )
+    evaluate.add_argument("--devices", metavar="N", type=int, help="how many; without: all")
+    evaluate.add_argument(
+        "--chunk-size",
+        metavar="BYTES",
+        type=_byte_count,
+        default=1 << 24,
+        help="how much a device is given at a time, such as 16M",
+    )
+    evaluate.add_argument("--resume", action="store_true", help="go on with an earlier run")
+    evaluate.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="evaluate with other processes; `auto` on a cluster that JAX knows",
+    )
+    evaluate.add_argument("--process-id", metavar="I", type=int, help="which of them this is")
+    evaluate.add_argument("--processes", metavar="N", type=int, help="how many there are")
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _byte_count(text: str) -> int:
+    """A number of bytes: 1000000, 64K, 16M, 1G."""
+    units = {"K": 10, "M": 20, "G": 30}
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    if not number.isdigit() or int(number) < 1 or (unit and unit not in units):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes such as 16M")
+    return int(number) << units.get(unit, 0)
 
 
 def run() -> int:
@@ -210,6 +270,18 @@ def _outcome(reports: Sequence[Report]) -> int:
     for report in wrong:
         print("\n" + render.failures(report))
     return FAILED if wrong else OK
+
+
+# ---- evaluate -------------------------------------------------------------------------------
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from kljax.batch import command
+
+    try:
+        return command.run(options)
+    except ValueError as mistake:
+        raise _Mistaken(str(mistake)) from None
 
 
 # ---- verify ---------------------------------------------------------------------------------

@@ -34,6 +34,18 @@ class Chunk(NamedTuple):
     values: Any
 
 
+class Invalid(NamedTuple):
+    """Results, and which of them come from invalid values.
+
+    Attributes:
+        values: arrays with the block's axis first.
+        invalid: for every entry whether a parameter is not finite or a result is nan.
+    """
+
+    values: Any
+    invalid: Any
+
+
 class Job(NamedTuple):
     """What to compute for every entry of q.
 
@@ -59,6 +71,30 @@ def all_pairs(*, block_bytes: int = _CHUNK_BYTES) -> Job:
 def nearest(k: int, *, block_bytes: int = _CHUNK_BYTES) -> Job:
     """The k nearest p of every q_i: divergences and indices."""
     return Job(lambda q, p: matrix.top_k(q, p, k, block_bytes=block_bytes), False)
+
+
+def marked(job: Job) -> Job:
+    """The same job, its results marked where a value is invalid."""
+
+    def function(q: Any, p: Any) -> Invalid:
+        values = job.function(q, p)
+        leaves = jax.tree.leaves(values)
+        bad = [jnp.isnan(a) for a in leaves if jnp.issubdtype(a.dtype, jnp.floating)]
+        rows = len(leaves[0])
+        invalid = jnp.zeros(rows, bool)
+        for a in bad:
+            invalid |= jnp.any(a.reshape(rows, -1), axis=1)
+        for x, whole in ((q, False), (p, not job.paired)):
+            for field in dataclasses.fields(x):
+                value = getattr(x, field.name)
+                if value is not None:
+                    wrong = ~jnp.isfinite(value)
+                    rank = wrong.ndim if whole else len(field.metadata["event"])
+                    axes = tuple(range(wrong.ndim - rank, wrong.ndim))
+                    invalid |= jnp.any(wrong, axis=axes)
+        return Invalid(values, invalid)
+
+    return Job(function, job.paired)
 
 
 def evaluate(
@@ -147,6 +183,18 @@ class Source:
         self.length = _common_length(self._fields)
         self.block = self._block_of(chunk_bytes)
         self._program: Any = None
+
+    @property
+    def paired(self) -> bool:
+        return self._job.paired
+
+    def entry(self, index: int) -> dict[str, Any]:
+        """Q and p of one pair, or q of one row and the whole p."""
+        values = [
+            f.read(index, index + 1, 1)[0] if f.split else f.read_all() for f in self._fields
+        ]
+        q, p = self._rebuild(values)
+        return {"q": q, "p": p}
 
     def _block_of(self, chunk_bytes: int) -> int:
         """As many pairs as make up the bytes, results included, and at least one."""
@@ -297,6 +345,17 @@ def _fields(name: str, x: Any, whole: bool) -> list[_Field]:
         split = not whole and bool(batch) and batch[0] != 1
         found.append(_Field(label, value, split, event_shape, _dtype(label, value.dtype)))
     return found
+
+
+def length(x: Any) -> int:
+    """How many distributions a record of arrays holds."""
+    sizes = [
+        value.shape[0]
+        for field in dataclasses.fields(x)
+        if (value := getattr(x, field.name)) is not None
+        and len(value.shape) > len(field.metadata["event"])
+    ]
+    return max(sizes, default=1)
 
 
 def _dtype(label: str, dtype: Any) -> Any:

@@ -1,0 +1,382 @@
+"""`kljax evaluate`: divergences of the distributions in two files, into a third."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import kljax
+from kljax.batch import files, naming, output, stream
+from kljax.batch.files import FileError
+
+OK, USAGE, INTERRUPTED = 0, 2, 130
+_SECONDS_BETWEEN_JOURNALS = 1.0
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs the command and returns its exit status.
+
+    Raises:
+        ValueError, TypeError: what cannot be, in one sentence.
+    """
+    with _distributed(options) as together:
+        try:
+            with _reading():
+                return _run(options, together)
+        except (ValueError, TypeError) as mistake:
+            together.failed()
+            raise ValueError(" ".join(str(mistake).split())) from None
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    """What a file that is damaged inside raises, as a sentence."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError) as reason:
+        raise FileError(f"a compressed input is damaged: {reason}.") from None
+    except OSError as reason:
+        where = f" {reason.filename!r}" if reason.filename else ""
+        raise FileError(f"reading or writing{where} failed: {reason.strerror or reason}.") from None
+
+
+def _run(options: argparse.Namespace, together: _Together) -> int:
+    path = Path(options.output)
+    output.suffix(path)
+    if path.suffix == ".parquet":
+        files.need_pyarrow(path)
+    devices = _devices(options.devices)
+    runtime = _resident()
+    if os.path.lexists(path):
+        raise FileError(f"{options.output!r} exists already.")
+    inputs = [files.read(Path(name)) for name in (options.q, options.p)]
+    double = any(x.dtype == np.float64 for side in inputs for x in side.values())
+    with jax.enable_x64(double):
+        q, p = naming.records(
+            *inputs,
+            q_file=options.q,
+            p_file=options.p,
+            q_family=options.q_family,
+            p_family=options.p_family,
+        )
+        source = stream.Source(_job(options), q, p, options.chunk_size, devices)
+        shapes = {
+            name: ((source.length, *a.shape[1:]), np.dtype(a.dtype))
+            for name, a in source.shapes().values.items()
+        }
+        partial = output.Partial(
+            path, shapes, _plan(options, q, p, source), process=together.index
+        )
+        _begin(options, partial, together)
+        partial.open()
+        columns = 1 if source.paired else shapes["kl"][0][-1]
+        if not source.paired and options.top_k:
+            columns = stream.length(p)
+        meter = _Meter(columns, source.length, together.index == 0)
+        with _told_when_interrupted(partial.directory):
+            _compute(source, partial, together, meter)
+            partial.close()
+            together.wait()
+            if together.index:
+                return OK
+            return _finish(options, partial, source, meter, runtime)
+
+
+def _job(options: argparse.Namespace) -> stream.Job:
+    if options.pairwise:
+        job = stream.all_pairs(block_bytes=options.chunk_size)
+    elif options.top_k is not None:
+        job = stream.nearest(options.top_k, block_bytes=options.chunk_size)
+    else:
+        job = stream.pairs(terms=options.terms)
+    return stream.marked(stream.Job(lambda q, p: _named(job.function(q, p)), job.paired))
+
+
+def _named(values: Any) -> dict[str, Any]:
+    """The arrays of a result under the names that they have in a file."""
+    if dataclasses.is_dataclass(values):
+        fields = {f.name: getattr(values, f.name) for f in dataclasses.fields(values)}
+        total = getattr(values, "total", None) if hasattr(type(values), "total") else None
+        return fields if total is None else {"kl": total, **fields}
+    if isinstance(values, tuple):
+        return dict(zip(("kl", "index"), values, strict=True))
+    return {"kl": values}
+
+
+def _begin(
+    options: argparse.Namespace, partial: output.Partial, together: _Together
+) -> None:
+    """A new state by the first process, or that of an earlier run."""
+    found = partial.exists()
+    together.wait()
+    if found and not options.resume:
+        raise FileError(
+            f"{str(partial.directory)!r} is the state of an earlier run; --resume goes on with "
+            "it, deleting it begins anew."
+        )
+    if not found and together.index == 0:
+        partial.begin()
+    together.wait()
+
+
+def _compute(
+    source: stream.Source, partial: output.Partial, together: _Together, meter: _Meter
+) -> None:
+    start, stop = stream.own_part(source.length, source.block, together.index, together.count)
+    missing = list(partial.missing(start, stop))
+    meter.begin(stop - start, sum(end - begin for begin, end in missing))
+    written = time.monotonic()
+    for begin, end in missing:
+        for chunk in source.chunks(begin, end):
+            partial.write(chunk.start, *chunk.values)
+            if time.monotonic() - written > _SECONDS_BETWEEN_JOURNALS:
+                partial.flush()
+                written = time.monotonic()
+            meter.add(chunk.stop - chunk.start)
+    partial.flush()
+
+
+def _finish(
+    options: argparse.Namespace,
+    partial: output.Partial,
+    source: stream.Source,
+    meter: _Meter,
+    runtime: int,
+) -> int:
+    partial.count()
+    if partial.invalid and options.invalid == "refuse":
+        partial.remove()
+        raise FileError(_about_invalid(partial, source))
+    partial.finish()
+    meter.end()
+    peak = _peak()
+    print(
+        f"{options.output} is written; peak resident memory {peak / 1e6:,.0f} MB, "
+        f"{max(0, peak - runtime) / 1e6:,.0f} MB beyond the runtime's own."
+    )
+    return OK
+
+
+def _about_invalid(partial: output.Partial, source: stream.Source) -> str:
+    assert partial.first_invalid is not None
+    why = ""
+    for name, x in source.entry(partial.first_invalid).items():
+        try:
+            kljax.check(x)
+        except ValueError as reason:
+            why = f": {name}'s {str(reason).rstrip('.')}"
+            break
+    else:
+        why = ": its divergence is nan"
+    what = "pair has" if partial.invalid == 1 else "pairs have"
+    if not source.paired:
+        what = "row has" if partial.invalid == 1 else "rows have"
+    return (
+        f"{partial.invalid:,} of {source.length:,} {what} invalid values, the first at index "
+        f"{partial.first_invalid:,}{why}; --invalid nan writes nan there."
+    )
+
+
+# ---- what is to be done ---------------------------------------------------------------------
+
+
+def _plan(
+    options: argparse.Namespace, q: Any, p: Any, source: stream.Source
+) -> dict[str, Any]:
+    """What must be the same for a run that goes on with the state of an earlier one."""
+    return {
+        "version of kljax": kljax.__version__,
+        "input Q": _fingerprint(Path(options.q)),
+        "input P": _fingerprint(Path(options.p)),
+        "family": [type(q).__name__, type(p).__name__],
+        "set of options": [options.pairwise, options.terms, options.top_k],
+        "chunk size": source.block,
+    }
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    """Size, time of change and a digest of samples of a file, or of those in a directory."""
+    if path.is_dir():
+        return [[f.name, *_fingerprint(f)] for f in sorted(path.glob("*.npy"))]
+    status, digest = path.stat(), hashlib.sha256()
+    with open(path, "rb") as file:
+        for i in range(64):
+            file.seek(max(0, status.st_size - 4096) * i // 63)
+            digest.update(file.read(4096))
+    return [status.st_size, status.st_mtime_ns, digest.hexdigest()]
+
+
+def _devices(count: int | None) -> list[jax.Device]:
+    if count is None:
+        return jax.local_devices()
+    if count < 1:
+        raise ValueError(f"--devices must be at least 1; got {count}.")
+    with contextlib.suppress(RuntimeError):  # raised where the devices are known already
+        jax.config.update("jax_num_cpu_devices", count)
+    found = jax.local_devices()
+    if count > len(found):
+        raise ValueError(f"--devices {count} is more than the {len(found)} there are.")
+    return found[:count]
+
+
+# ---- several processes ----------------------------------------------------------------------
+
+
+class _Together:
+    """This process among those that evaluate together; alone, if there is no other."""
+
+    def __init__(self, index: int = 0, count: int = 1):
+        self.index, self.count = index, count
+        self._ended = False
+
+    def wait(self) -> None:
+        """Returns when every process is here, raises where one has failed."""
+        self._meet(False)
+
+    def failed(self) -> None:
+        """Lets the others know, who would else wait for ever."""
+        if not self._ended:
+            self._meet(True)
+
+    def _meet(self, failed: bool) -> None:
+        if self.count == 1:
+            return
+        from jax.experimental import multihost_utils
+
+        states = multihost_utils.process_allgather(np.int32(failed))
+        if np.any(states):
+            self._ended = True
+            if not failed:
+                which = ", ".join(map(str, np.flatnonzero(states)))
+                raise FileError(f"process {which} failed and has said why.")
+
+
+@contextlib.contextmanager
+def _distributed(options: argparse.Namespace) -> Iterator[_Together]:
+    given = (options.coordinator, options.process_id, options.processes)
+    if given == (None, None, None):
+        yield _Together()
+        return
+    if options.coordinator is None:
+        raise ValueError("--process-id and --processes need --coordinator HOST:PORT.")
+    found = options.coordinator == "auto"
+    if not found and None in given:
+        raise ValueError("--coordinator HOST:PORT needs --process-id and --processes.")
+    try:
+        if found:
+            jax.distributed.initialize()
+        else:
+            jax.distributed.initialize(*(given[0], given[2], given[1]))
+    except (RuntimeError, ValueError) as reason:
+        sentence = str(reason).strip().splitlines()[0]
+        raise ValueError(f"the processes do not find each other: {sentence}") from None
+    try:
+        yield _Together(jax.process_index(), jax.process_count())
+    finally:
+        jax.distributed.shutdown()
+
+
+# ---- what is told ---------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _told_when_interrupted(directory: Path) -> Iterator[None]:
+    """Ctrl-C ends the process at once, since everything finished is in the journal."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        text = f"\nkljax: stopped; what is finished is in {directory}, --resume goes on.\n"
+        os.write(2, text.encode(errors="replace"))
+        os._exit(INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Meter:
+    """How far it is: a bar on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, pairs_per_row: int, rows: int, shown: bool):
+        self._per_row, self._rows, self._shown = pairs_per_row, rows, shown
+        self._bar = shown and sys.stderr.isatty()
+        self._start = self._said = time.monotonic()
+        self._total = self._before = self._now = 0
+
+    def begin(self, rows: int, missing: int) -> None:
+        self._start = self._said = time.monotonic()
+        self._total, self._before = rows, rows - missing
+        if self._shown and self._before:
+            done = self._before * self._per_row
+            print(f"going on after {done:,} pairs", file=sys.stderr, flush=True)
+
+    def add(self, rows: int) -> None:
+        self._now += rows
+        now = time.monotonic()
+        if not self._shown or now - self._said < (0.1 if self._bar else 10.0):
+            return
+        self._said = now
+        self._say(now - self._start)
+
+    def _say(self, seconds: float) -> None:
+        done = self._before + self._now
+        rate = self._now / max(seconds, 1e-9)
+        left = (self._total - done) / max(rate, 1e-9)
+        text = (
+            f"{100 * done // max(self._total, 1)} %, {rate * self._per_row:,.3g} pairs/s, "
+            f"{_clock(left)} left"
+        )
+        if self._bar:
+            filled = 24 * done // max(self._total, 1)
+            text = f"\r{'█' * filled}{'░' * (24 - filled)} {text}\x1b[K"
+        print(text, end="" if self._bar else "\n", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        if not self._shown:
+            return
+        seconds = time.monotonic() - self._start
+        pairs = self._now * self._per_row
+        clear = "\r\x1b[K" if self._bar else ""
+        rate = f"{pairs / max(seconds, 1e-9):,.3g} pairs/s"
+        print(f"{clear}{pairs:,} pairs in {seconds:.1f} s, {rate}", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _peak() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _resident() -> int:
+    """The resident memory of this process now: that of Python, JAX and its devices."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return _peak()
+    return pages * os.sysconf("SC_PAGE_SIZE")

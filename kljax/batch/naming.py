@@ -1,0 +1,140 @@
+"""Which family is meant by the parameters in a file: the one that has fields of these names."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from kljax import divergence
+from kljax.batch.files import Column, FileError, Matrices, Stacked
+
+
+def records(
+    q: dict[str, Any],
+    p: dict[str, Any],
+    *,
+    q_file: str,
+    p_file: str,
+    q_family: str | None = None,
+    p_family: str | None = None,
+) -> tuple[Any, Any]:
+    """Two distributions of a registered pair whose fields are the parameters of two files.
+
+    Raises:
+        FileError: if no family, no registered pair or more than one is meant.
+    """
+    of_q = _candidates(q, q_file, q_family)
+    of_p = _candidates(p, p_file, p_family)
+    pairs = {(f.q, f.p) for f in divergence.closed_forms()}
+    found = [(a, b) for a in of_q for b in of_p if (type(a), type(b)) in pairs]
+    if not found:
+        raise FileError(
+            f"there is no closed form for {_names(of_q)} in {q_file!r} against "
+            f"{_names(of_p)} in {p_file!r}."
+        )
+    # A file holds a batch rather than one distribution of an event as long.
+    most = max(_batched(a) + _batched(b) for a, b in found)
+    found = [pair for pair in found if _batched(pair[0]) + _batched(pair[1]) == most]
+    if len(found) > 1:
+        pair = " or ".join(f"{type(a).__name__} and {type(b).__name__}" for a, b in found)
+        raise FileError(f"the files may hold {pair}; say --q-family and --p-family.")
+    return found[0]
+
+
+def _families() -> dict[str, type]:
+    return {
+        family.__name__: family for f in divergence.closed_forms() for family in (f.q, f.p)
+    }
+
+
+def _names(records: list[Any]) -> str:
+    return " or ".join(type(x).__name__ for x in records)
+
+
+def _candidates(parameters: dict[str, Any], file: str, named: str | None) -> list[Any]:
+    """A record of every family that these parameters can make."""
+    families = _families()
+    if named is not None:
+        if named not in families:
+            raise FileError(f"there is no family {named!r}; there are {', '.join(families)}.")
+        families = {named: families[named]}
+    complete = [family for family in families.values() if _complete(family, set(parameters))]
+    if not complete:
+        raise FileError(_incomplete(families, parameters, file))
+    made = [x for family in complete if (x := _record(family, parameters)) is not None]
+    if not made:
+        shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in parameters.items())
+        names = " or ".join(family.__name__ for family in complete)
+        raise FileError(
+            f"the shapes in {file!r} ({shapes}) are not those of a {names}, which has one axis "
+            "of distributions at most."
+        )
+    return made
+
+
+def _groups(family: type) -> list[list[str]]:
+    """Alternatives: exactly one field of each list is given."""
+    groups: dict[str, list[str]] = {}
+    for field in dataclasses.fields(family):
+        groups.setdefault(field.metadata["one_of"] or field.name, []).append(field.name)
+    return list(groups.values())
+
+
+def _complete(family: type, names: set[str]) -> bool:
+    groups = _groups(family)
+    known = {name for group in groups for name in group}
+    return names <= known and all(len(names & set(group)) == 1 for group in groups)
+
+
+def _incomplete(families: dict[str, type], parameters: dict[str, Any], file: str) -> str:
+    known = {name for f in families.values() for group in _groups(f) for name in group}
+    unknown = [name for name in parameters if name not in known]
+    forms = "; ".join(
+        f"{name}: {', '.join(' | '.join(group) for group in _groups(family))}"
+        for name, family in families.items()
+    )
+    given = ", ".join(parameters)
+    if unknown:
+        return f"{file!r} has {unknown[0]!r}, which is no parameter; there are {forms}."
+    return f"{file!r} has {given}, which is not what a family needs; there are {forms}."
+
+
+def _record(family: type, parameters: dict[str, Any]) -> Any:
+    """The record, or None where the ranks are not those of its fields."""
+    fields = {f.name: f.metadata["event"] for f in dataclasses.fields(family)}
+    sizes: dict[str, int] = {}
+    values: dict[str, Any] = {}
+    for name, value in sorted(parameters.items(), key=lambda item: len(fields[item[0]])):
+        event = fields[name]
+        value = _as_matrices(value, event, sizes)
+        batch = len(value.shape) - len(event)
+        if batch not in (0, 1) or (batch == 0 and isinstance(value, (Column, Stacked))):
+            return None
+        sizes |= dict(zip(event, value.shape[batch:], strict=True))
+        values[name] = value
+    return family(**values)
+
+
+def _as_matrices(value: Any, event: tuple[str, ...], sizes: dict[str, int]) -> Any:
+    """Rows of a table that hold a matrix as one long list."""
+    if not isinstance(value, (Column, Stacked)) or len(value.shape) != 2 or len(event) < 2:
+        return value
+    shape = [sizes.get(axis, 0) for axis in event]
+    product = 1
+    for size in shape:
+        product *= size or 1
+    if shape.count(0) == 1:
+        shape[shape.index(0)] = value.shape[1] // max(product, 1)
+    product = 1
+    for size in shape:
+        product *= size
+    return Matrices(value, tuple(shape)) if product == value.shape[1] else value
+
+
+def _batched(x: Any) -> int:
+    ranks = [
+        len(value.shape) - len(field.metadata["event"])
+        for field in dataclasses.fields(x)
+        if (value := getattr(x, field.name)) is not None
+    ]
+    return max(ranks)

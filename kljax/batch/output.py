@@ -1,0 +1,345 @@
+"""A result written in pieces: resumable after a kill, renamed to its name when it is whole.
+
+FILE.partial/ holds the numbers in `data`, each where it will stand in the end, and beside them
+a journal of every process: what is computed (`plan`), then a line for every finished piece,
+added only when its numbers are on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import io
+import json
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kljax.batch.files import FileError, Raw
+
+SUFFIXES = (".npy", ".npz", ".safetensors", ".parquet")
+_SAFETENSORS = {"float32": "F32", "float64": "F64", "int32": "I32", "int64": "I64"}
+
+
+class Array(NamedTuple):
+    """One array of the result: its name, shape, dtype and offset in the data."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.shape[0] * self.row_bytes
+
+
+def suffix(path: Path) -> str:
+    """The format that is meant, or a sentence."""
+    if path.suffix not in SUFFIXES:
+        raise FileError(f"{str(path)!r} must end in {', '.join(SUFFIXES)}.")
+    return path.suffix
+
+
+def _layout(
+    path: Path, shapes: dict[str, tuple[tuple[int, ...], np.dtype]]
+) -> tuple[bytes, list[Array]]:
+    """What stands in front of the data, and where each array lies."""
+    kind = suffix(path)
+    if kind == ".npy":
+        if len(shapes) > 1:
+            raise FileError(
+                f"a .npy file holds one array and there are {', '.join(shapes)}; write .npz, "
+                ".safetensors or .parquet."
+            )
+        ((shape, dtype),) = shapes.values()
+        buffer = io.BytesIO()
+        entry = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(buffer, entry)
+        header = buffer.getvalue()
+    elif kind == ".safetensors":
+        header = _safetensors_header(shapes)
+    else:
+        header = b""
+    arrays, offset = [], len(header)
+    for name, (shape, dtype) in shapes.items():
+        arrays.append(Array(name, shape, dtype, offset))
+        offset = arrays[-1].end
+    return header, arrays
+
+
+def _safetensors_header(shapes: dict[str, tuple[tuple[int, ...], np.dtype]]) -> bytes:
+    entries, begin = {}, 0
+    for name, (shape, dtype) in shapes.items():
+        end = begin + math.prod(shape) * dtype.itemsize
+        kind = _SAFETENSORS[dtype.name]
+        entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+class Partial:
+    """The state of a result that is being computed.
+
+    Attributes:
+        arrays: what is to be written.
+        done: finished ranges of rows, of all processes.
+        invalid: how many of them have invalid values.
+        first_invalid: the first of these, or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype]],
+        plan: dict[str, Any],
+        *,
+        process: int = 0,
+    ):
+        self.path = path
+        self.directory = path.with_name(path.name + ".partial")
+        self._header, self.arrays = _layout(path, shapes)
+        self._plan, self._process = plan, process
+        self.done: list[tuple[int, int]] = []
+        self.invalid, self.first_invalid = 0, None
+        self._data = self._journal = -1
+        self._waiting: list[dict[str, Any]] = []
+
+    # ---- beginning --------------------------------------------------------------------------
+
+    def exists(self) -> bool:
+        return self.directory.exists()
+
+    def begin(self) -> None:
+        """Makes the directory and takes the room that the result needs."""
+        try:
+            self.directory.mkdir()
+        except OSError as reason:
+            raise FileError(
+                f"cannot write {str(self.path)!r}: {reason.strerror or reason}."
+            ) from None
+        size = self.arrays[-1].end
+        try:
+            data = os.open(self.directory / "data", os.O_CREAT | os.O_WRONLY, 0o666)
+            with _closing(data):
+                _reserve(data, size)
+                _write(data, self._header, 0)
+            if self._assembled():
+                other = os.open(self.directory / "assembled", os.O_CREAT | os.O_WRONLY, 0o666)
+                with _closing(other):
+                    _reserve(other, size + (1 << 16))
+            plan = os.open(self.directory / "plan", os.O_CREAT | os.O_WRONLY, 0o666)
+            with _closing(plan):
+                _write(plan, json.dumps(self._plan).encode(), 0)
+                os.fsync(plan)
+        except OSError as reason:
+            self.remove()
+            raise FileError(
+                f"cannot write {str(self.path)!r}: {reason.strerror or reason}; it needs "
+                f"{size:,} bytes."
+            ) from None
+
+    def open(self) -> None:
+        """Reads what is finished, and opens the files to go on."""
+        try:
+            plan = json.loads((self.directory / "plan").read_text())
+        except (OSError, ValueError):
+            raise FileError(
+                f"{str(self.directory)!r} is no state of an earlier run; delete it to begin anew."
+            ) from None
+        if plan != self._plan:
+            changed = [k for k in {**plan, **self._plan} if plan.get(k) != self._plan.get(k)]
+            raise FileError(
+                f"{str(self.directory)!r} was begun with another {' and '.join(changed)}; "
+                "delete it to begin anew."
+            )
+        try:
+            self._data = os.open(self.directory / "data", os.O_WRONLY)
+            name = self.directory / f"journal-{self._process}"
+            self._journal = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
+            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FileError(f"another run is writing {str(self.path)!r}.") from None
+        except OSError as reason:
+            raise FileError(
+                f"cannot go on with {str(self.directory)!r}: {reason.strerror or reason}."
+            ) from None
+        self.count()
+        # A line cut short by a kill would spoil the next one.
+        _write(self._journal, b"\n", None)
+
+    def count(self) -> None:
+        """Reads what all processes have finished."""
+        self.done, self.invalid, self.first_invalid = [], 0, None
+        for name in sorted(self.directory.glob("journal-*")):
+            for line in name.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    if line:
+                        self._count(json.loads(line))
+        self.done.sort()
+
+    def _count(self, entry: dict[str, Any]) -> None:
+        self.done.append((entry["start"], entry["stop"]))
+        self.invalid += entry["invalid"]
+        if entry["first"] is not None:
+            known = entry["first"] if self.first_invalid is None else self.first_invalid
+            self.first_invalid = min(known, entry["first"])
+
+    # ---- going on ---------------------------------------------------------------------------
+
+    def missing(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Ranges of rows that are not finished."""
+        for begin, end in sorted(self.done):
+            if begin > start:
+                yield start, min(begin, stop)
+            start = max(start, end)
+            if start >= stop:
+                return
+        if start < stop:
+            yield start, stop
+
+    def write(self, start: int, values: dict[str, np.ndarray], invalid: np.ndarray) -> None:
+        """Writes the rows from start on; they count as finished after `flush`."""
+        for array in self.arrays:
+            rows = np.ascontiguousarray(values[array.name], array.dtype)
+            _write(self._data, memoryview(rows).cast("B"), array.offset + start * array.row_bytes)
+        wrong = np.flatnonzero(invalid)
+        self._waiting.append(
+            {
+                "start": start,
+                "stop": start + len(invalid),
+                "invalid": len(wrong),
+                "first": start + int(wrong[0]) if len(wrong) else None,
+            }
+        )
+
+    def flush(self) -> None:
+        """Makes sure that what was written is on the disk, then says so in the journal."""
+        if not self._waiting:
+            return
+        os.fsync(self._data)
+        text = "".join(json.dumps(entry) + "\n" for entry in self._waiting)
+        _write(self._journal, text.encode(), None)
+        os.fsync(self._journal)
+        for entry in self._waiting:
+            self._count(entry)
+        self._waiting = []
+
+    # ---- the end ----------------------------------------------------------------------------
+
+    def close(self) -> None:
+        for file in (self._data, self._journal):
+            if file >= 0:
+                os.close(file)
+        self._data = self._journal = -1
+
+    def finish(self) -> None:
+        """The whole result under its name; by one process, when all are done."""
+        self.count()
+        source = self.directory / "data"
+        if self._assembled():
+            source = self.directory / "assembled"
+            writer = _write_npz if self.path.suffix == ".npz" else _write_parquet
+            writer(source, self.directory / "data", self.arrays)
+        with open(source, "rb+") as file:
+            os.fsync(file.fileno())
+        if os.path.lexists(self.path):
+            raise FileError(f"{str(self.path)!r} exists already.")
+        os.replace(source, self.path)
+        self.remove()
+        _sync_directory(self.path.parent)
+
+    def remove(self) -> None:
+        """Leaves nothing behind."""
+        self.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _assembled(self) -> bool:
+        return self.path.suffix in (".npz", ".parquet")
+
+
+@contextlib.contextmanager
+def _closing(file: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(file)
+
+
+def _reserve(file: int, size: int) -> None:
+    """Takes the room at once, so that a disk too small is found out before any work."""
+    if size and hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
+
+
+def _write(file: int, data: bytes | memoryview, offset: int | None) -> None:
+    view = memoryview(data)
+    while view:
+        count = os.write(file, view) if offset is None else os.pwrite(file, view, offset)
+        view = view[count:]
+        offset = None if offset is None else offset + count
+
+
+def _sync_directory(directory: Path) -> None:
+    file = os.open(directory, os.O_RDONLY)
+    with _closing(file):
+        os.fsync(file)
+
+
+def _pieces(data: Path, array: Array, rows: int) -> Iterator[np.ndarray]:
+    raw = Raw(data, array.offset, array.shape, array.dtype)
+    for start in range(0, array.shape[0], rows):
+        yield raw[start : start + rows]
+
+
+def _write_npz(path: Path, data: Path, arrays: list[Array]) -> None:
+    with open(path, "wb") as file, zipfile.ZipFile(file, "w") as archive:
+        for array in arrays:
+            # A fixed date, so that equal numbers are an equal file.
+            info = zipfile.ZipInfo(f"{array.name}.npy", (1980, 1, 1, 0, 0, 0))
+            with archive.open(info, "w", force_zip64=True) as member:
+                entry = {
+                    "descr": array.dtype.str,
+                    "fortran_order": False,
+                    "shape": array.shape,
+                }
+                np.lib.format.write_array_header_1_0(member, entry)
+                for rows in _pieces(data, array, max(1, (1 << 22) // max(array.row_bytes, 1))):
+                    member.write(rows.data)
+
+
+def _write_parquet(path: Path, data: Path, arrays: list[Array]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    fields = []
+    for array in arrays:
+        kind = pyarrow.from_numpy_dtype(array.dtype)
+        width = math.prod(array.shape[1:])
+        listed = pyarrow.list_(kind, width) if len(array.shape) > 1 else kind
+        fields.append(pyarrow.field(array.name, listed))
+    schema = pyarrow.schema(fields)
+    rows = max(1, (1 << 23) // max(1, sum(array.row_bytes for array in arrays)))
+    with pyarrow.parquet.ParquetWriter(path, schema) as writer:
+        for pieces in zip(*(_pieces(data, array, rows) for array in arrays), strict=True):
+            columns = []
+            for piece, field in zip(pieces, fields, strict=True):
+                flat = pyarrow.array(piece.reshape(-1))
+                if piece.ndim > 1:
+                    flat = pyarrow.FixedSizeListArray.from_arrays(flat, type=field.type)
+                columns.append(flat)
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
