@@ -85,9 +85,10 @@ def pairwise(
 @jax.jit(static_argnames=("symmetrized", "block_bytes"))
 def _pairwise(q: Any, p: Any, *, symmetrized: bool, block_bytes: int) -> Array:
     q, p = _prepared("pairwise", q, p)
-    plan = _plan(q, p, block_bytes)
-    matrix = _matrix(plan, q, p)
-    return matrix + _matrix(plan, p, q).T if symmetrized else matrix
+    matrix = _matrix(_plan(q, p, block_bytes), q, p)
+    if not symmetrized:
+        return matrix
+    return matrix + _matrix(_plan(p, q, block_bytes), p, q).T
 
 
 def top_k(
@@ -297,7 +298,7 @@ def _nearest(plan: _Plan, k: int, q: Any, p: Any) -> tuple[Array, Array]:
             (y, side_p), start = block
             values = _panel(plan, x, y, (side_q, side_p) if plan.fast else None)
             index = start + jnp.arange(plan.columns, dtype=jnp.int32)
-            unusable = jnp.isnan(values) | (index >= m)
+            unusable = jnp.isnan(values) | (index >= m)[None, :]
             negated, at = lax.top_k(-jnp.where(unusable, jnp.inf, values), k)
             found = (-negated, index[at], jnp.take_along_axis(values, at, axis=1))
             both = [jnp.concatenate(pair, axis=1) for pair in zip(best, found, strict=True)]

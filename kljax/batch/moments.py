@@ -62,7 +62,7 @@ def sides(q: Any, p: Any) -> tuple[Side, Side]:
     with jax.enable_x64(True):
         q, p = (_as_vector(jax.tree.map(lambda x: x.astype(np.float64), x)) for x in (q, p))
         # The numbers being products of means, a far origin would cost their digits.
-        center = jnp.mean(p.loc, axis=0)
+        center = jnp.mean(p.loc, axis=0, keepdims=True)
         q, p = (dataclasses.replace(x, loc=x.loc - center) for x in (q, p))
         of_q, of_p = (_dense_q, _dense_p) if dense else (_diagonal_q, _diagonal_p)
         return _lifted(of_q, q), _lifted(of_p, p)
@@ -72,8 +72,8 @@ def product(q: Side, p: Side, tolerance: float) -> tuple[Array, Array]:
     """Every KL(q_i ‖ p_j), and whether its rounding may exceed the relative tolerance."""
     with jax.enable_x64(True):
         size = q.diagonal.shape[1]
-        doubled = _outer(q.features, p.features) + p.constant
-        value = 0.5 * ((doubled - size) + (p.log_det - q.log_det[:, None]))
+        doubled = _outer(q.features, p.features) + p.constant[None, :]
+        value = 0.5 * ((doubled - size) + (p.log_det[None, :] - q.log_det[:, None]))
         return value, ~(_bound(q, p, doubled) <= tolerance * value)
 
 
@@ -86,11 +86,11 @@ def _bound(q: Side, p: Side, doubled: Array) -> Array:
     """
     size, width = q.diagonal.shape[1], q.features.shape[1]
     if width == 2 * size:
-        terms = 4 * doubled + 6 * p.reach
+        terms = 4 * doubled + 6 * p.reach[None, :]
     else:
-        terms = (2 * size) * (_outer(q.diagonal, p.diagonal) + p.reach)
-    logarithms = q.log_size[:, None] + (p.log_size + size)
-    amplified = (q.condition[:, None] + p.condition) * (doubled + size)
+        terms = (2 * size) * (_outer(q.diagonal, p.diagonal) + p.reach[None, :])
+    logarithms = q.log_size[:, None] + (p.log_size + size)[None, :]
+    amplified = (q.condition[:, None] + p.condition[None, :]) * (doubled + size)
     return _UNIT * (
         (width + 4 * size + 16) * (terms + logarithms) + (8 * (size + 2)) * amplified
     )
