@@ -53,7 +53,9 @@ def _reading() -> Iterator[None]:
         raise FileError(f"a compressed input is damaged: {reason}.") from None
     except OSError as reason:
         where = f" {reason.filename!r}" if reason.filename else ""
-        raise FileError(f"reading or writing{where} failed: {reason.strerror or reason}.") from None
+        raise FileError(
+            f"reading or writing{where} failed: {reason.strerror or reason}."
+        ) from None
 
 
 def _run(options: argparse.Namespace, together: _Together) -> int:
@@ -119,9 +121,7 @@ def _named(values: Any) -> dict[str, Any]:
     return {"kl": values}
 
 
-def _begin(
-    options: argparse.Namespace, partial: output.Partial, together: _Together
-) -> None:
+def _begin(options: argparse.Namespace, partial: output.Partial, together: _Together) -> None:
     """A new state by the first process, or that of an earlier run."""
     found = partial.exists()
     together.wait()
@@ -196,9 +196,7 @@ def _about_invalid(partial: output.Partial, source: stream.Source) -> str:
 # ---- what is to be done ---------------------------------------------------------------------
 
 
-def _plan(
-    options: argparse.Namespace, q: Any, p: Any, source: stream.Source
-) -> dict[str, Any]:
+def _plan(options: argparse.Namespace, q: Any, p: Any, source: stream.Source) -> dict[str, Any]:
     """What must be the same for a run that goes on with the state of an earlier one."""
     return {
         "version of kljax": kljax.__version__,
@@ -222,7 +220,7 @@ def _fingerprint(path: Path) -> list[Any]:
     return [status.st_size, status.st_mtime_ns, digest.hexdigest()]
 
 
-def _devices(count: int | None) -> list[jax.Device]:
+def _devices(count: int | None) -> list[Any]:
     if count is None:
         return jax.local_devices()
     if count < 1:

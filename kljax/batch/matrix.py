@@ -91,9 +91,7 @@ def _pairwise(q: Any, p: Any, *, symmetrized: bool, block_bytes: int) -> Array:
     return matrix + _matrix(_plan(p, q, block_bytes), p, q).T
 
 
-def top_k(
-    q: Any, p: Any, k: int, /, *, block_bytes: int = _BLOCK_BYTES
-) -> tuple[Array, Array]:
+def top_k(q: Any, p: Any, k: int, /, *, block_bytes: int = _BLOCK_BYTES) -> tuple[Array, Array]:
     """For each q_i the k distributions p_j of smallest KL(q_i ‖ p_j).
 
     The matrix of all pairs is never stored; its entries are those of `pairwise`.

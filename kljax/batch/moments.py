@@ -3,7 +3,8 @@
 The cross entropy is linear in the moments of q; its coefficients are the natural parameters of
 p (Wainwright & Jordan 2008, section 3). With P = S_p^-1 and the means from a common center,
 
-    2 KL_ij = <E_i[x x^T], P_j> - 2 E_i[x]^T P_j m_j + m_j^T P_j m_j - d + log |S_p| - log |S_q|,
+    2 KL_ij = <E_i[x x^T], P_j> - 2 E_i[x]^T P_j m_j + m_j^T P_j m_j
+              - d + log |S_p| - log |S_q|,
 
 so each q and each p is factorized once and N x M divergences are one product of an N x K and a
 K x M matrix, K = 2 d for diagonals and d (d + 3) / 2 otherwise. These terms cancel where q is

@@ -42,9 +42,7 @@ def records(
 
 
 def _families() -> dict[str, type]:
-    return {
-        family.__name__: family for f in divergence.closed_forms() for family in (f.q, f.p)
-    }
+    return {family.__name__: family for f in divergence.closed_forms() for family in (f.q, f.p)}
 
 
 def _names(records: list[Any]) -> str:

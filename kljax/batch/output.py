@@ -157,7 +157,8 @@ class Partial:
             plan = json.loads((self.directory / "plan").read_text())
         except (OSError, ValueError):
             raise FileError(
-                f"{str(self.directory)!r} is no state of an earlier run; delete it to begin anew."
+                f"{str(self.directory)!r} is no state of an earlier run; delete it to begin "
+                "anew."
             ) from None
         if plan != self._plan:
             changed = [k for k in {**plan, **self._plan} if plan.get(k) != self._plan.get(k)]
@@ -214,7 +215,11 @@ class Partial:
         """Writes the rows from start on; they count as finished after `flush`."""
         for array in self.arrays:
             rows = np.ascontiguousarray(values[array.name], array.dtype)
-            _write(self._data, memoryview(rows).cast("B"), array.offset + start * array.row_bytes)
+            _write(
+                self._data,
+                rows.reshape(-1).view(np.uint8).data,
+                array.offset + start * array.row_bytes,
+            )
         wrong = np.flatnonzero(invalid)
         self._waiting.append(
             {

@@ -104,7 +104,7 @@ def evaluate(
     *,
     terms: bool = False,
     chunk_bytes: int = _CHUNK_BYTES,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Any:
     """KL(q_i ‖ p_i) in nats, of any number of pairs, in bounded memory on all devices.
 
@@ -168,7 +168,7 @@ class Source:
         q: Any,
         p: Any,
         chunk_bytes: int = _CHUNK_BYTES,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Any] | None = None,
     ):
         divergence.closed_form("evaluate", q, p)
         if chunk_bytes <= 0:
@@ -288,7 +288,9 @@ class Source:
                 out = program(*given)
                 last = min(first + step, stop)
                 count = last - first
-                yield Chunk(first, last, jax.tree.map(lambda a, n=count: np.asarray(a)[:n], out))
+                yield Chunk(
+                    first, last, jax.tree.map(lambda a, n=count: np.asarray(a)[:n], out)
+                )
 
 
 @dataclasses.dataclass(frozen=True)
