@@ -1,4 +1,4 @@
-"""Streams of pairs and `kljax evaluate`: the same numbers everywhere, failures in a sentence."""
+"""`evaluate` and `kljax evaluate`: the same numbers everywhere, one sentence for a failure."""
 
 from __future__ import annotations
 
