@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import resource
 import signal
 import socket
@@ -23,6 +24,7 @@ from kljax.batch import files, output, stream
 
 ROOT = Path(__file__).parent.parent
 N, D = 1000, 3
+FULL = bool(os.environ.get("KLJAX_FULL"))
 
 
 def _diagonal(seed, n=N):
@@ -342,8 +344,7 @@ def test_killed_and_resumed_is_the_identical_file(tmp_path, monkeypatch, capsys)
     got = Path("out.npy").read_bytes()
     assert got[128:132] == b"\0\0\0\0"
     Path("out.npy").unlink()
-    pairs = (_as_record(_diagonal(i, 80_000)) for i in range(2))
-    np.save("out.npy", kljax.kl_divergence(*pairs))
+    assert _run(capsys, *words[1:])[0] == 0
     assert Path("out.npy").read_bytes() == got[:128] + true + got[132:]
 
     Path(state).mkdir()
@@ -550,3 +551,19 @@ def test_pyarrow_missing_is_said(data, capsys, monkeypatch):
     status, _, err = _run(capsys, "q.npz", "p.npz", "--output", "out.parquet")
     assert status == 2
     assert "needs pyarrow: pip install 'kljax[files]'" in err
+
+
+def test_the_guide_does_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/evaluate.md").read_text()
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(code, names)
+    assert names["matrix"].shape == names["jeffreys"].shape == (1000, 200)
+    assert names["divergences"].shape == names["indices"].shape == (1000, 5)
+    commands = re.findall(r"```sh\n(kljax .*?)```", text, re.DOTALL)[0].splitlines()
+    for line in commands if FULL else commands[:1]:
+        status, _, err = _run(capsys, *line.split()[2:])
+        assert status == 0, err
+    for line in commands:
+        assert cli._parser().parse_args(line.split()[1:]).command == "evaluate"

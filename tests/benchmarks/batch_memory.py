@@ -70,7 +70,7 @@ def _write(path: Path, n: int, d: int) -> None:
 
 
 def file(gigabytes: float, d: int) -> float:
-    """Prints what `kljax evaluate` says of its peak; returns the MB beyond the runtime's own."""
+    """Prints what `kljax evaluate` says of its peak; returns the MB beyond the runtime."""
     n = int(gigabytes * 1e9 / (8 * d))
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < 1.5e9 * gigabytes:
@@ -80,7 +80,16 @@ def file(gigabytes: float, d: int) -> float:
         q, p, out = (Path(directory, name) for name in ("q.npz", "p.npz", "kl.npy"))
         _write(q, n, d)
         np.savez(p, loc=np.zeros(d, np.float32), log_variance=np.zeros(d, np.float32))
-        command = [sys.executable, "-m", "kljax", "evaluate", str(q), str(p), "--output", str(out)]
+        command = [
+            sys.executable,
+            "-m",
+            "kljax",
+            "evaluate",
+            str(q),
+            str(p),
+            "--output",
+            str(out),
+        ]
         start = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         seconds = time.perf_counter() - start

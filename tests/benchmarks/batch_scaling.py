@@ -1,7 +1,7 @@
 """Measures `evaluate` on 1, 2 and 8 devices, and `kljax evaluate` in 1 and 2 processes.
 
-The 8 devices are simulated. The cores of the machine are what there is to gain: a program of one
-device already uses them in part. The numbers are compared bit by bit.
+The devices are simulated. The cores of the machine are what there is to gain: a program of one
+device uses them in part already. The numbers are compared bit by bit.
 """
 
 from __future__ import annotations
