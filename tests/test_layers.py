@@ -14,10 +14,20 @@ FLOORS = [
     ["structure", "coordinates", "factors", "covariances", "matrices"],
     ["divergence", "distribution"],
     ["families", "families.gaussian"],
-    ["batch.moments", "batch.matrix", "batch.stream", "batch"],
+    ["batch.moments", "batch.matrix", "batch.fields", "batch.stream", "batch"],
     [""],
     # Read and write files: imported by the command line alone.
-    ["batch.files", "batch.naming", "batch.output", "batch.command"],
+    [
+        "batch.rows",
+        "batch.tables",
+        "batch.files",
+        "batch.naming",
+        "batch.formats",
+        "batch.output",
+        "batch.together",
+        "batch.meter",
+        "batch.command",
+    ],
     # Why it is true: imported by nothing below.
     [
         "derivations.series",

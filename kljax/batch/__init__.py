@@ -3,4 +3,3 @@
 from kljax.batch.matrix import pairwise as pairwise
 from kljax.batch.matrix import top_k as top_k
 from kljax.batch.stream import evaluate as evaluate
-from kljax.batch.stream import own_part as own_part

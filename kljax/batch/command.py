@@ -7,9 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import resource
 import signal
-import sys
 import threading
 import time
 import zipfile
@@ -22,8 +20,11 @@ import jax
 import numpy as np
 
 import kljax
-from kljax.batch import files, naming, output, stream
-from kljax.batch.files import FileError
+from kljax.batch import fields, files, formats, naming, output, stream, tables
+from kljax.batch import meter as meters
+from kljax.batch.meter import Meter
+from kljax.batch.rows import FileError
+from kljax.batch.together import Together, distributed
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 _SECONDS_BETWEEN_JOURNALS = 1.0
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ValueError, TypeError: what cannot be, in one sentence.
     """
-    with _distributed(options) as together:
+    with distributed(options) as together:
         try:
             with _reading():
                 return _run(options, together)
@@ -58,13 +59,13 @@ def _reading() -> Iterator[None]:
         ) from None
 
 
-def _run(options: argparse.Namespace, together: _Together) -> int:
+def _run(options: argparse.Namespace, together: Together) -> int:
     path = Path(options.output)
-    output.suffix(path)
+    formats.suffix(path)
     if path.suffix == ".parquet":
-        files.need_pyarrow(path)
+        tables.need_pyarrow(path)
     devices = _devices(options.devices)
-    runtime = _resident()
+    runtime = meters.resident()
     if os.path.lexists(path):
         raise FileError(f"{options.output!r} exists already.")
     inputs = [files.read(Path(name)) for name in (options.q, options.p)]
@@ -89,8 +90,8 @@ def _run(options: argparse.Namespace, together: _Together) -> int:
         partial.open()
         columns = 1 if source.paired else shapes["kl"][0][-1]
         if not source.paired and options.top_k:
-            columns = stream.length(p)
-        meter = _Meter(columns, source.length, together.index == 0)
+            columns = fields.length(p)
+        meter = Meter(columns, source.length, together.index == 0)
         with _told_when_interrupted(partial.directory):
             _compute(source, partial, together, meter)
             partial.close()
@@ -121,7 +122,7 @@ def _named(values: Any) -> dict[str, Any]:
     return {"kl": values}
 
 
-def _begin(options: argparse.Namespace, partial: output.Partial, together: _Together) -> None:
+def _begin(options: argparse.Namespace, partial: output.Partial, together: Together) -> None:
     """A new state by the first process, or that of an earlier run."""
     found = partial.exists()
     together.wait()
@@ -136,7 +137,7 @@ def _begin(options: argparse.Namespace, partial: output.Partial, together: _Toge
 
 
 def _compute(
-    source: stream.Source, partial: output.Partial, together: _Together, meter: _Meter
+    source: stream.Source, partial: output.Partial, together: Together, meter: Meter
 ) -> None:
     start, stop = stream.own_part(source.length, source.block, together.index, together.count)
     missing = list(partial.missing(start, stop))
@@ -156,7 +157,7 @@ def _finish(
     options: argparse.Namespace,
     partial: output.Partial,
     source: stream.Source,
-    meter: _Meter,
+    meter: Meter,
     runtime: int,
 ) -> int:
     partial.count()
@@ -165,7 +166,7 @@ def _finish(
         raise FileError(_about_invalid(partial, source))
     partial.finish()
     meter.end()
-    peak = _peak()
+    peak = meters.peak()
     print(
         f"{options.output} is written; peak resident memory {peak / 1e6:,.0f} MB, "
         f"{max(0, peak - runtime) / 1e6:,.0f} MB beyond the runtime's own."
@@ -233,63 +234,6 @@ def _devices(count: int | None) -> list[Any]:
     return found[:count]
 
 
-# ---- several processes ----------------------------------------------------------------------
-
-
-class _Together:
-    """This process among those that evaluate together; alone, if there is no other."""
-
-    def __init__(self, index: int = 0, count: int = 1):
-        self.index, self.count = index, count
-        self._ended = False
-
-    def wait(self) -> None:
-        """Returns when every process is here, raises where one has failed."""
-        self._meet(False)
-
-    def failed(self) -> None:
-        """Lets the others know, who would else wait for ever."""
-        if not self._ended:
-            self._meet(True)
-
-    def _meet(self, failed: bool) -> None:
-        if self.count == 1:
-            return
-        from jax.experimental import multihost_utils
-
-        states = multihost_utils.process_allgather(np.int32(failed))
-        if np.any(states):
-            self._ended = True
-            if not failed:
-                which = ", ".join(map(str, np.flatnonzero(states)))
-                raise FileError(f"process {which} failed and has said why.")
-
-
-@contextlib.contextmanager
-def _distributed(options: argparse.Namespace) -> Iterator[_Together]:
-    given = (options.coordinator, options.process_id, options.processes)
-    if given == (None, None, None):
-        yield _Together()
-        return
-    if options.coordinator is None:
-        raise ValueError("--process-id and --processes need --coordinator HOST:PORT.")
-    found = options.coordinator == "auto"
-    if not found and None in given:
-        raise ValueError("--coordinator HOST:PORT needs --process-id and --processes.")
-    try:
-        if found:
-            jax.distributed.initialize()
-        else:
-            jax.distributed.initialize(*(given[0], given[2], given[1]))
-    except (RuntimeError, ValueError) as reason:
-        sentence = str(reason).strip().splitlines()[0]
-        raise ValueError(f"the processes do not find each other: {sentence}") from None
-    try:
-        yield _Together(jax.process_index(), jax.process_count())
-    finally:
-        jax.distributed.shutdown()
-
-
 # ---- what is told ---------------------------------------------------------------------------
 
 
@@ -310,71 +254,3 @@ def _told_when_interrupted(directory: Path) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class _Meter:
-    """How far it is: a bar on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, pairs_per_row: int, rows: int, shown: bool):
-        self._per_row, self._rows, self._shown = pairs_per_row, rows, shown
-        self._bar = shown and sys.stderr.isatty()
-        self._start = self._said = time.monotonic()
-        self._total = self._before = self._now = 0
-
-    def begin(self, rows: int, missing: int) -> None:
-        self._start = self._said = time.monotonic()
-        self._total, self._before = rows, rows - missing
-        if self._shown and self._before:
-            done = self._before * self._per_row
-            print(f"going on after {done:,} pairs", file=sys.stderr, flush=True)
-
-    def add(self, rows: int) -> None:
-        self._now += rows
-        now = time.monotonic()
-        if not self._shown or now - self._said < (0.1 if self._bar else 10.0):
-            return
-        self._said = now
-        self._say(now - self._start)
-
-    def _say(self, seconds: float) -> None:
-        done = self._before + self._now
-        rate = self._now / max(seconds, 1e-9)
-        left = (self._total - done) / max(rate, 1e-9)
-        text = (
-            f"{100 * done // max(self._total, 1)} %, {rate * self._per_row:,.3g} pairs/s, "
-            f"{_clock(left)} left"
-        )
-        if self._bar:
-            filled = 24 * done // max(self._total, 1)
-            text = f"\r{'█' * filled}{'░' * (24 - filled)} {text}\x1b[K"
-        print(text, end="" if self._bar else "\n", file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if not self._shown:
-            return
-        seconds = time.monotonic() - self._start
-        pairs = self._now * self._per_row
-        clear = "\r\x1b[K" if self._bar else ""
-        rate = f"{pairs / max(seconds, 1e-9):,.3g} pairs/s"
-        print(f"{clear}{pairs:,} pairs in {seconds:.1f} s, {rate}", file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _peak() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _resident() -> int:
-    """The resident memory of this process now: that of Python, JAX and its devices."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return _peak()
-    return pages * os.sysconf("SC_PAGE_SIZE")

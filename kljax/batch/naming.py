@@ -6,7 +6,8 @@ import dataclasses
 from typing import Any
 
 from kljax import divergence
-from kljax.batch.files import Column, FileError, Matrices, Stacked
+from kljax.batch.rows import FileError
+from kljax.batch.tables import Column, Matrices, Stacked
 
 
 def records(

@@ -20,7 +20,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kljax import divergence
-from kljax.batch import matrix
+from kljax.batch import fields, matrix
 
 _CHUNK_BYTES = 1 << 24
 AXIS = "pairs"
@@ -119,8 +119,8 @@ def evaluate(
 
     Returns:
         NumPy array of shape (n,), or the record of `kl_terms` with such arrays. Where
-        `jax.distributed` runs, the part of this process, which reads no other: the pairs
-        `own_part(n, block)` of its index.
+        `jax.distributed` runs, the part of this process, which reads no other; the parts
+        of all processes, in their order, are the whole.
 
     Raises:
         TypeError: if an argument is no distribution or the pair has no closed form.
@@ -145,7 +145,7 @@ def evaluate(
 def own_part(
     length: int, block: int, process: int | None = None, processes: int | None = None
 ) -> tuple[int, int]:
-    """First and last-but-one pair that a process of several evaluates: whole blocks."""
+    """Where the part of a process begins and ends: whole blocks, as many for each."""
     process = jax.process_index() if process is None else process
     processes = jax.process_count() if processes is None else processes
     blocks = -(-length // block)
@@ -178,9 +178,9 @@ class Source:
         self._job = job
         self._devices = list(jax.local_devices() if devices is None else devices)
         self._types = {"q": type(q), "p": type(p)}
-        fields = _fields("q", q, False) + _fields("p", p, not job.paired)
-        self._fields = _split_somewhere(fields)
-        self.length = _common_length(self._fields)
+        both = fields.fields_of("q", q, False) + fields.fields_of("p", p, not job.paired)
+        self._fields = fields.split_somewhere(both)
+        self.length = fields.common_length(self._fields)
         self.block = self._block_of(chunk_bytes)
         self._program: Any = None
 
@@ -291,105 +291,3 @@ class Source:
                 yield Chunk(
                     first, last, jax.tree.map(lambda a, n=count: np.asarray(a)[:n], out)
                 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Field:
-    """A parameter and how it is read.
-
-    Attributes:
-        label: for messages, such as `q.loc`.
-        value: an array, or anything with `shape`, `dtype` and slices.
-        split: whether it is read block by block.
-        event_shape: shape of one event.
-        dtype: as JAX will hold it.
-    """
-
-    label: str
-    value: Any
-    split: bool
-    event_shape: tuple[int, ...]
-    dtype: Any
-
-    @property
-    def event_bytes(self) -> int:
-        return math.prod(self.event_shape) * np.dtype(self.dtype).itemsize
-
-    def read(self, first: int, last: int, size: int) -> np.ndarray:
-        """The rows from first to last, the last one repeated up to the size of a step."""
-        rows = np.asarray(self.value[first:last]).astype(self.dtype, copy=False)
-        if len(rows) == size:
-            return rows
-        last_row = np.broadcast_to(rows[-1:], (size - len(rows), *rows.shape[1:]))
-        return np.concatenate([rows, last_row])
-
-    def read_all(self) -> np.ndarray:
-        value = self.value[:] if len(self.value.shape) else self.value
-        return np.asarray(value).astype(self.dtype, copy=False)
-
-
-def _fields(name: str, x: Any, whole: bool) -> list[_Field]:
-    found = []
-    for field in dataclasses.fields(x):
-        value = getattr(x, field.name)
-        if value is None:
-            continue
-        if not hasattr(value, "shape") or not hasattr(value, "dtype"):
-            value = np.asarray(value)
-        label, rank = f"{name}.{field.name}", len(field.metadata["event"])
-        batch = tuple(value.shape[: len(value.shape) - rank])
-        event_shape = tuple(value.shape[len(batch) :])
-        if len(batch) > 1:
-            raise ValueError(
-                f"{label} has shape {tuple(value.shape)}; it may have one axis before its "
-                f"event of shape {event_shape}."
-            )
-        split = not whole and bool(batch) and batch[0] != 1
-        found.append(_Field(label, value, split, event_shape, _dtype(label, value.dtype)))
-    return found
-
-
-def length(x: Any) -> int:
-    """How many distributions a record of arrays holds."""
-    sizes = [
-        value.shape[0]
-        for field in dataclasses.fields(x)
-        if (value := getattr(x, field.name)) is not None
-        and len(value.shape) > len(field.metadata["event"])
-    ]
-    return max(sizes, default=1)
-
-
-def _dtype(label: str, dtype: Any) -> Any:
-    """As JAX will hold it; integers count as floats, what is no number is refused there."""
-    try:
-        if jnp.issubdtype(dtype, jnp.integer):
-            return jnp.result_type(float)
-        return jax.dtypes.canonicalize_dtype(dtype)
-    except TypeError:
-        raise TypeError(
-            f"{label} has dtype {dtype}; parameters are real numbers, so give floating-point "
-            "values or integers."
-        ) from None
-
-
-def _split_somewhere(fields: list[_Field]) -> list[_Field]:
-    """A single pair is a batch of one."""
-    if any(f.split for f in fields):
-        return fields
-    first = fields[0]
-    value = np.asarray(first.value).reshape(1, *first.event_shape)
-    return [dataclasses.replace(first, value=value, split=True), *fields[1:]]
-
-
-def _common_length(fields: Sequence[_Field]) -> int:
-    """The number of pairs, which every field that is read block by block has."""
-    split = [f for f in fields if f.split]
-    first = split[0]
-    for other in split[1:]:
-        if other.value.shape[0] != first.value.shape[0]:
-            raise ValueError(
-                f"{first.label} has {first.value.shape[0]:,} entries and {other.label} has "
-                f"{other.value.shape[0]:,}; they must be as many, or one."
-            )
-    return first.value.shape[0]

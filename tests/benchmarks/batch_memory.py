@@ -23,10 +23,10 @@ _NEAREST = """
 import sys, time
 import jax, jax.numpy as jnp, numpy as np
 import kljax
-from kljax.batch.command import _peak, _resident
+from kljax.batch.meter import peak, resident
 n, d, k = map(int, sys.argv[1:])
 jax.devices()
-runtime = _resident()
+runtime = resident()
 rng = np.random.default_rng(0)
 q, p = (
     kljax.MultivariateNormalDiag(
@@ -39,7 +39,7 @@ start = time.perf_counter()
 values, index = kljax.batch.top_k(q, p, k)
 jax.block_until_ready((values, index))
 seconds = time.perf_counter() - start
-print(f"{seconds:.1f} {_peak() / 1e6:.0f} {(_peak() - runtime) / 1e6:.0f}")
+print(f"{seconds:.1f} {peak() / 1e6:.0f} {(peak() - runtime) / 1e6:.0f}")
 """
 
 
