@@ -260,9 +260,13 @@ def _cholesky(matrix: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _skeel(lower: Array) -> tuple[Array, Array]:
-    """The inverse X, and | |X| |lower| |_F^2, which no scaling of rows changes (Skeel 1979)."""
+    """The inverse X, and at least | |X| |lower| |_F^2, which no scaling of rows changes.
+
+    That norm is Skeel's condition (1979); the rows' sums stand for their lengths.
+    """
     inverse = linalg.solve_lower(lower, jnp.eye(lower.shape[0], dtype=lower.dtype))
-    grown = linalg.matmul(jnp.abs(inverse), jnp.abs(lower))
+    sums = jnp.sum(jnp.abs(lower), axis=1, keepdims=True)
+    grown = jnp.sum(jnp.abs(inverse) * sums.T, axis=1)
     return inverse, jnp.sum(grown * grown)
 
 
