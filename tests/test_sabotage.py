@@ -14,11 +14,13 @@ import pytest
 
 import checks
 from cases import PARAMETRIZATIONS
-from kljax import coordinates, linalg, matrices, special
+from kljax import coordinates, covariances, factors, linalg, matrices, special
 from kljax.families import gaussian
 
 DIAGONAL = (PARAMETRIZATIONS[3], PARAMETRIZATIONS[3])
-FULL = (PARAMETRIZATIONS[6], PARAMETRIZATIONS[6])
+FACTORS = (PARAMETRIZATIONS[6], PARAMETRIZATIONS[6])
+COVARIANCES = (PARAMETRIZATIONS[7], PARAMETRIZATIONS[7])
+MIXED = (PARAMETRIZATIONS[6], PARAMETRIZATIONS[7])
 
 
 def _wrong_log_det_of_coordinates(q, p):
@@ -37,6 +39,10 @@ def _forgotten_dimension_of_coordinates(q, p, right=coordinates.dispersion):
 
 def _forgotten_dimension_of_matrices(m, right=matrices.dispersion):
     return right(m) + 0.5 * m.log_diagonal.size
+
+
+def _forgotten_dimension_of_factors(q, p, right=factors.dispersions):
+    return right(q, p) + 0.5 * len(q)
 
 
 def _transposed(lower, b):
@@ -58,7 +64,7 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
         {"definition", "terms", "gradient"},
     ),
     "sign of log_det, matrices": (
-        FULL,
+        MIXED,
         [(matrices, "dispersion", _wrong_log_det_of_matrices)],
         {"definition", "terms"},
     ),
@@ -68,12 +74,12 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
         {"definition", "terms"},
     ),
     "dropped 1/2, matrices": (
-        FULL,
+        MIXED,
         [(matrices, "location", _doubled(matrices.location))],
         {"definition", "terms"},
     ),
     "q and p swapped, matrices": (
-        FULL,
+        MIXED,
         [(gaussian, "_groups", _swapped(gaussian._groups))],
         {"definition", "terms"},
     ),
@@ -83,14 +89,34 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
         {"definition", "terms"},
     ),
     "dimension forgotten, matrices": (
-        FULL,
+        MIXED,
         [(matrices, "dispersion", _forgotten_dimension_of_matrices)],
         {"definition", "terms"},
     ),
     "transposed solve": (
-        FULL,
+        MIXED,
         [(linalg, "solve_lower", _transposed)],
         {"definition", "terms"},
+    ),
+    "dimension forgotten, factors": (
+        FACTORS,
+        [(factors, "dispersions", _forgotten_dimension_of_factors)],
+        {"definition", "terms"},
+    ),
+    "gradient without a term, factors": (
+        FACTORS,
+        [(linalg, "lower_product_transposed", lambda a, b: 0 * a)],
+        {"gradient"},
+    ),
+    "near for far, covariances": (
+        COVARIANCES,
+        [(covariances, "NEAR", 100.0)],
+        {"definition", "terms"},
+    ),
+    "gradient doubled, covariances": (
+        COVARIANCES,
+        [(linalg, "inverse_lower", _doubled(linalg.inverse_lower))],
+        {"gradient"},
     ),
     # Last, since they clear what is compiled (see _forget).
     "q and p swapped, coordinates": (
