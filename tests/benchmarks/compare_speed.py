@@ -66,10 +66,10 @@ class Worker:
     def __init__(self, library: str, pool: int) -> None:
         self.library = library
         environment = dict(os.environ)
-        kept = 8 * 2**30
         environment |= {
-            "MALLOC_MMAP_THRESHOLD_": str(kept),
-            "MALLOC_TRIM_THRESHOLD_": str(kept),
+            "MALLOC_ARENA_MAX": "1",
+            "MALLOC_MMAP_MAX_": "0",
+            "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
             "MALLOC_TOP_PAD_": str(2**28),
         }
         if library not in ("kljax", "torch", "torch_compile"):
