@@ -18,10 +18,14 @@ from kljax.divergence import closed_forms as closed_forms
 from kljax.divergence import kl_divergence as kl_divergence
 from kljax.divergence import kl_terms as kl_terms
 from kljax.divergence import register_kl as register_kl
+from kljax.families.block_diagonal import BlockDiagonalNormal as BlockDiagonalNormal
 from kljax.families.gaussian import GaussianTerms as GaussianTerms
 from kljax.families.gaussian import MultivariateNormal as MultivariateNormal
 from kljax.families.gaussian import MultivariateNormalDiag as MultivariateNormalDiag
 from kljax.families.gaussian import Normal as Normal
 from kljax.families.gaussian import standard_normal as standard_normal
+from kljax.families.gaussian_process import gaussian_process_kl as gaussian_process_kl
+from kljax.families.isotropic import IsotropicNormal as IsotropicNormal
+from kljax.families.low_rank import LowRankMultivariateNormal as LowRankMultivariateNormal
 
 __version__ = "0.1.0"

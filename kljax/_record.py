@@ -33,9 +33,11 @@ def param(
     Args:
         event: names of the axes that one event needs, separated by spaces: `""` for a
             scalar, `"d"` for a vector, `"d d"` for a square matrix. Axes of one name
-            have one size, within a record and between q and p.
+            have one size, within a record and between q and p; a name that begins with
+            `*` is the record's own, so q and p may differ in it: `"d *r"`.
         constraint: what a valid value satisfies: `"real"`, `"positive"`,
-            `"lower_triangular"` or `"positive_definite"`.
+            `"lower_triangular"` or `"positive_definite"`; the last two for an array of
+            matrices too.
         one_of: name of a group of alternatives; exactly one field of it is given, so
             these fields have the default None.
         default: as for a dataclass field.
@@ -159,7 +161,16 @@ def arguments_of(name: str, x: Any) -> list[Argument]:
         )
     for argument in arguments:
         check_rank(argument)
+    check_sizes = getattr(type(x), "check_sizes", None)
+    if check_sizes is not None:
+        # What axes of one name cannot say: a family's static method of its event shapes.
+        shapes = {a.name.removeprefix(f"{name}."): _event_shape(a) for a in arguments}
+        check_sizes(name, **shapes)
     return arguments
+
+
+def _event_shape(argument: Argument) -> tuple[int, ...]:
+    return argument.value.shape[len(argument.batch_shape) :]
 
 
 def check_rank(argument: Argument) -> None:
@@ -170,14 +181,15 @@ def check_rank(argument: Argument) -> None:
             f"{'axis' if len(event) == 1 else 'axes'}, {_axes(event)} last."
         )
     sizes = value.shape[value.ndim - len(event) :]
-    if len(event) == 2 and event[0] == event[1] and sizes[0] != sizes[1]:
+    if len(event) >= 2 and event[-1] == event[-2] and sizes[-1] != sizes[-2]:
         raise ValueError(
             f"{name} has shape {value.shape}; its last two axes must form a square matrix."
         )
 
 
 def _axes(event: tuple[str, ...]) -> str:
-    return "(" + ", ".join(event) + ("," if len(event) == 1 else "") + ")"
+    names = ", ".join(axis.removeprefix("*") for axis in event)
+    return f"({names},)" if len(event) == 1 else f"({names})"
 
 
 def check_event_sizes(arguments: Sequence[Argument]) -> None:
@@ -186,7 +198,8 @@ def check_event_sizes(arguments: Sequence[Argument]) -> None:
     for argument in arguments:
         sizes = argument.value.shape[len(argument.batch_shape) :]
         for axis, size in zip(argument.event, sizes, strict=True):
-            first = seen.setdefault(axis, argument)
+            owner = argument.name.partition(".")[0] if axis.startswith("*") else ""
+            first = seen.setdefault(owner + axis, argument)
             expected = first.value.shape[len(first.batch_shape) + first.event.index(axis)]
             if size != expected:
                 raise ValueError(

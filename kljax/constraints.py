@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -50,6 +51,17 @@ def _not_lower_triangular(x: Array) -> Array:
     return found
 
 
+def _any_matrix(test: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The test of a matrix, for a matrix or an array of them: one answer."""
+
+    def of_array(x: Array) -> Array:
+        if x.ndim == 2:
+            return test(x)
+        return jnp.any(jax.vmap(of_array)(x))
+
+    return of_array
+
+
 def _not_symmetric(x: Array) -> Array:
     """Asymmetry beyond rounding and finite differences, on the scale of the diagonal."""
     size = x.shape[0]
@@ -80,14 +92,14 @@ CONSTRAINTS: dict[str, Constraint] = {
     ),
     "lower_triangular": Constraint(
         "be finite and lower triangular (see jnp.tril) with a positive diagonal",
-        _not_lower_triangular,
-        lambda x: _not_lower_triangular(x) | jnp.any(_not_finite(x)),
+        _any_matrix(_not_lower_triangular),
+        _any_matrix(lambda x: _not_lower_triangular(x) | jnp.any(_not_finite(x))),
         of_event=True,
     ),
     "positive_definite": Constraint(
         "be finite, symmetric and positive definite",
-        _not_symmetric,
-        _not_positive_definite,
+        _any_matrix(_not_symmetric),
+        _any_matrix(_not_positive_definite),
         of_event=True,
     ),
 }

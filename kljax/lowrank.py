@@ -13,8 +13,8 @@ the divergence of the covariances is (own arrangement)
                    + tr(C^-1 (E^T tau V + V^T tau E + E^T tau E - V^T delta tau V)),
 
 with Z = C^-1 V^T E. Every term is of second order in the difference of q and p, so near pairs
-keep their digits. Far apart the two determinants are taken by themselves. Two descriptions of one
-distribution (a factor with its columns exchanged, a column that stands for a part of the
+keep their digits. Far apart the two determinants are taken by themselves. Two descriptions of
+one distribution (a factor with its columns exchanged, a column that stands for a part of the
 diagonal) have terms that are large beside their sum; those pairs, and only those, are
 compared once more in a basis of what both factors span (`subspace`).
 Sources: Woodbury and the matrix determinant lemma, Golub & Van Loan 2013, 2.1.4.
@@ -29,7 +29,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from kljax import coordinates, linalg, special, subspace
+from kljax import coordinates, dense, linalg, special, subspace
+from kljax.doubled import Doubled
 from kljax.structure import Diagonal
 
 # A sum of terms more than this many times its own size is not trusted.
@@ -55,7 +56,7 @@ def from_diagonal(diagonal: Diagonal) -> LowRank:
     return LowRank(diagonal, jnp.zeros((diagonal.value.shape[0], 0), diagonal.value.dtype))
 
 
-# ---- the pair in the units of p's diagonal ----------------------------------------------------
+# ---- the pair in the units of p's diagonal --------------------------------------------------
 
 
 class _Pair(NamedTuple):
@@ -116,7 +117,7 @@ def _factored(gram: Array) -> _Capacitance:
 
 
 class _Grams(NamedTuple):
-    """V^T V, V^T E, E^T E; with weights tau, and V^T delta tau V."""
+    """V^T V, V^T E and E^T E, and the same with the weights tau in between."""
 
     vv: Array
     ve: Array
@@ -124,10 +125,9 @@ class _Grams(NamedTuple):
     tau_vv: Array
     tau_ve: Array
     tau_ee: Array
-    delta_tau_vv: Array
 
 
-def _grams(x: _Pair, delta: Array, tau: Array) -> _Grams:
+def _grams(x: _Pair, tau: Array) -> _Grams:
     r = x.v.shape[0]
     both = jnp.concatenate([x.v, x.e])
     plain, weighted = _gram(both, both), _gram(both * tau, both)
@@ -138,7 +138,6 @@ def _grams(x: _Pair, delta: Array, tau: Array) -> _Grams:
         weighted[:r, :r],
         weighted[:r, r:],
         weighted[r:, r:],
-        _gram(x.v * (delta * tau), x.v),
     )
 
 
@@ -146,11 +145,7 @@ def _twice_symmetric(a: Array) -> Array:
     return a + a.T
 
 
-def _log_det(factor: Array) -> Array:
-    return 2 * jnp.sum(special.log(linalg.diagonal(factor)))
-
-
-# ---- the covariances --------------------------------------------------------------------------
+# ---- the covariances ------------------------------------------------------------------------
 
 
 @jax.custom_jvp
@@ -169,13 +164,17 @@ def dispersion(q: LowRank, p: LowRank) -> Array:
 def _terms(x: _Pair) -> Array:
     """What adds up to twice the dispersion; where q and p are near, small as it is."""
     delta, tau = special.expm1(x.log_ratio), -special.expm1(-x.log_ratio)
-    g = _grams(x, delta, tau)
+    g = _grams(x, tau)
     c = _factored(g.vv)
     difference = _capacitance_difference(g)
     r = linalg.symmetrize(
         linalg.matmul(linalg.matmul(c.inverse_factor, difference), c.inverse_factor.T)
     )
-    near = jnp.max(jnp.abs(r), initial=0) < 0.5
+    near = dense.is_small(r)
+
+    # V^T delta tau V for the sum when near, V^T Delta V when not.
+    weights = jnp.where(near, delta * tau, special.exp(x.log_ratio))
+    v_weighted_v = jnp.sum(c.inverse * _gram(x.v * weights, x.v))
 
     # P E = E - V Z.
     z = linalg.matmul(c.inverse, g.ve)
@@ -185,26 +184,26 @@ def _terms(x: _Pair) -> Array:
     z_c_z = linalg.matmul(z.T, z) + linalg.matmul(linalg.matmul(z.T, g.vv), z)
     tau_change = _twice_symmetric(g.tau_ve) + g.tau_ee
     close = (
-        subspace.gap(jnp.where(near, r, 0)),
+        dense.gap(jnp.where(near, r, 0)),
         jnp.sum(strength * squares),
         -jnp.sum(c.inverse * z_c_z),
         jnp.sum(c.inverse * tau_change),
-        -jnp.sum(c.inverse * g.delta_tau_vv),
+        -v_weighted_v,
     )
 
     # U^T P U - C^-1 V^T Delta V and the determinants.
     rest = rest + linalg.matmul(c.inverse, x.v)
     z = z + (_eye(x.v) - c.inverse)
     c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio), x.u)
-    log_det_q, log_det_p = _log_det(linalg.cholesky(c_q)), _log_det(c.factor)
     apart = (
         jnp.sum(rest * rest) + jnp.sum(z * z),
-        -jnp.sum(c.inverse * (g.vv + g.tau_vv + g.delta_tau_vv)),
-        -log_det_q,
-        log_det_p,
-        jnp.zeros_like(log_det_p),
+        -v_weighted_v,
+        -dense.log_det(linalg.cholesky(c_q)),
+        dense.log_det(c.factor),
+        jnp.zeros_like(v_weighted_v),
     )
-    return jnp.stack([2 * jnp.sum(x.half_gap), *jnp.where(near, jnp.stack(close), jnp.stack(apart))])
+    rest_of_terms = jnp.where(near, jnp.stack(close), jnp.stack(apart))
+    return jnp.append(rest_of_terms, 2 * jnp.sum(x.half_gap))
 
 
 def _capacitance_difference(g: _Grams) -> Array:
@@ -243,7 +242,7 @@ def _slopes(q: LowRank, p: LowRank) -> _Slopes:
     """
     x = _pair(q, p)
     delta, tau = special.expm1(x.log_ratio), -special.expm1(-x.log_ratio)
-    g = _grams(x, delta, tau)
+    g = _grams(x, tau)
     c = _factored(g.vv)
     difference = _capacitance_difference(g)
     scaled_u = x.u * special.exp(-x.log_ratio)
@@ -267,7 +266,7 @@ def _slopes(q: LowRank, p: LowRank) -> _Slopes:
     on_q = tau + jnp.sum(scaled_e * (q_u + p_v) - changed_v * scaled_u, axis=0)
 
     # P delta P on the diagonal, and P (S_q - S_p) P V.
-    delta_vv = g.tau_vv + g.delta_tau_vv
+    delta_vv = _gram(x.v * delta, x.v)
     delta_v = linalg.matmul(delta_vv, p_v)
     p_delta = delta * (1 - 2 * jnp.sum(x.v * p_v, axis=0)) + jnp.sum(p_v * delta_v, axis=0)
     on_p = p_delta + jnp.sum(p_e * (p_e + 2 * p_v), axis=0)
@@ -301,10 +300,10 @@ def log_det_ratio(q: LowRank, p: LowRank) -> Array:
     x = _pair(q, p)
     c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio), x.u)
     factors = linalg.cholesky(c_q), _capacitance(x.v).factor
-    return (_log_det(factors[1]) - _log_det(factors[0])) - jnp.sum(x.log_ratio)
+    return (dense.log_det(factors[1]) - dense.log_det(factors[0])) - jnp.sum(x.log_ratio)
 
 
-# ---- the means --------------------------------------------------------------------------------
+# ---- the means ------------------------------------------------------------------------------
 
 
 @jax.custom_jvp
@@ -332,13 +331,13 @@ def _location_jvp(primals, tangents):
     return location(delta, p), jnp.sum(slope * ddelta) + by_factor + by_diagonal
 
 
-# ---- one covariance ---------------------------------------------------------------------------
+# ---- one covariance -------------------------------------------------------------------------
 
 
 def half_log_det(x: LowRank) -> Array:
     """Log |S| / 2."""
     v = x.factor.T * special.reciprocal(x.diagonal.scale())
-    return jnp.sum(x.diagonal.log_scale()) + 0.5 * _log_det(_capacitance(v).factor)
+    return jnp.sum(x.diagonal.log_scale()) + 0.5 * dense.log_det(_capacitance(v).factor)
 
 
 def color(x: LowRank, noise: Array, latent: Array) -> Array:
@@ -351,6 +350,11 @@ def variances(x: LowRank) -> Array:
     return x.diagonal.variance() + jnp.sum(x.factor * x.factor, axis=1)
 
 
-def dense(x: LowRank) -> Array:
+def covariance(x: LowRank) -> Array:
     """S as a matrix."""
     return jnp.diag(x.diagonal.variance()) + linalg.matmul(x.factor, x.factor.T)
+
+
+def to_dense(x: LowRank) -> Doubled:
+    """S as a matrix to twice the digits."""
+    return dense.add(dense.outer(x.factor), dense.diagonal(x.diagonal))

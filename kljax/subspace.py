@@ -19,14 +19,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from kljax import linalg, special
-
-
-def gap(s: Array) -> Array:
-    """tr S - log |I + S| >= 0, accurate where S is small, by (I + E)(I + E)^T = I + S."""
-    e = linalg.cholesky_deviation(s)
-    on = special.log1p(linalg.diagonal(e))
-    below = linalg.strict_lower(e)
-    return jnp.sum(special.expm1_minus_x(2 * on)) + jnp.sum(below * below)
+from kljax.dense import gap, is_small, log_det
 
 
 def basis(rows: Array) -> Array:
@@ -73,30 +66,36 @@ def dispersion(v: Array, e: Array, log_ratio: Array, half_gap: Array) -> Array:
     delta, tau = special.expm1(log_ratio), -special.expm1(-log_ratio)
     b = basis(jnp.concatenate([v, e]))
     eye = jnp.eye(b.shape[0], dtype=b.dtype)
-    k = -linalg.matmul(b * tau, b.T)
-    inverse_k = _inverse(eye + k)
-    spread = linalg.matmul(b * (delta * tau), b.T)
+    k = linalg.symmetrize(-linalg.matmul(b * tau, b.T))
+    factor_k = linalg.cholesky(eye + k)
+    inverse_k = _inverse(factor_k)
 
     # What is left of the diagonal outside of the span. Where the span holds coordinate axes
     # both sums are equal, and their difference is rounding: never below 0.
-    captured = jnp.sum(linalg.diagonal(spread)) - gap(linalg.symmetrize(k))
+    leverage = jnp.sum(b * b, axis=0)
+    close = jnp.sum(leverage * delta * tau) - gap(k)
+    apart = jnp.sum(leverage * delta) + log_det(factor_k)
+    captured = jnp.where(is_small(k), close, apart)
     outside = jnp.maximum(2 * jnp.sum(half_gap) - captured, 0)
 
     b_v, b_e = linalg.matmul(b, v.T), linalg.matmul(b, e.T)
+    b_u = b_v + b_e
     factor = linalg.cholesky(eye + linalg.matmul(b_v, b_v.T))
+    factor_q = linalg.cholesky(inverse_k + linalg.matmul(b_u, b_u.T))
     cross = linalg.matmul(b_v, b_e.T)
     change = cross + cross.T + linalg.matmul(b_e, b_e.T) - linalg.matmul(inverse_k, k)
     s = linalg.whiten_both(factor, linalg.symmetrize(change))
+    apart = jnp.sum(linalg.diagonal(s)) + (log_det(factor) - log_det(factor_q))
+    inside = jnp.where(is_small(s), gap(s), apart)
 
     # B Delta B^T - K^-1: the squares of what regression on the span leaves.
     root = special.exp(-0.5 * log_ratio)
     regressed = linalg.matmul(linalg.matmul(inverse_k, k).T, b * root)
-    rest = b * (delta * root) + regressed
-    rest = linalg.solve_lower(factor, rest)
-    return 0.5 * (outside + gap(s) + jnp.sum(rest * rest))
+    rest = linalg.solve_lower(factor, b * (delta * root) + regressed)
+    return 0.5 * (outside + inside + jnp.sum(rest * rest))
 
 
-def _inverse(a: Array) -> Array:
-    """Of a symmetric positive definite matrix."""
-    half = linalg.solve_lower(linalg.cholesky(a), jnp.eye(a.shape[0], dtype=a.dtype))
+def _inverse(factor: Array) -> Array:
+    """(C C^T)^-1."""
+    half = linalg.solve_lower(factor, jnp.eye(factor.shape[0], dtype=factor.dtype))
     return linalg.matmul(half.T, half)
