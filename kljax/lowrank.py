@@ -73,7 +73,7 @@ class _Pair(NamedTuple):
 
 
 def _pair(q: LowRank, p: LowRank) -> _Pair:
-    inverse_scale = special.reciprocal(p.diagonal.scale())
+    inverse_scale = special.reciprocal(p.diagonal.scale())[None, :]
     rank = max(q.factor.shape[1], p.factor.shape[1])
     w_q, w_p = (jnp.pad(w.T, ((0, rank - w.shape[1]), (0, 0))) for w in (q.factor, p.factor))
     return _Pair(
@@ -130,7 +130,7 @@ class _Grams(NamedTuple):
 def _grams(x: _Pair, tau: Array) -> _Grams:
     r = x.v.shape[0]
     both = jnp.concatenate([x.v, x.e])
-    plain, weighted = _gram(both, both), _gram(both * tau, both)
+    plain, weighted = _gram(both, both), _gram(both * tau[None, :], both)
     return _Grams(
         plain[:r, :r],
         plain[:r, r:],
@@ -174,7 +174,7 @@ def _terms(x: _Pair) -> Array:
 
     # V^T delta tau V for the sum when near, V^T Delta V when not.
     weights = jnp.where(near, delta * tau, special.exp(x.log_ratio))
-    v_weighted_v = jnp.sum(c.inverse * _gram(x.v * weights, x.v))
+    v_weighted_v = jnp.sum(c.inverse * _gram(x.v * weights[None, :], x.v))
 
     # P E = E - V Z.
     z = linalg.matmul(c.inverse, g.ve)
@@ -194,7 +194,7 @@ def _terms(x: _Pair) -> Array:
     # U^T P U - C^-1 V^T Delta V and the determinants.
     rest = rest + linalg.matmul(c.inverse, x.v)
     z = z + (_eye(x.v) - c.inverse)
-    c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio), x.u)
+    c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio)[None, :], x.u)
     apart = (
         jnp.sum(rest * rest) + jnp.sum(z * z),
         -v_weighted_v,
@@ -245,7 +245,7 @@ def _slopes(q: LowRank, p: LowRank) -> _Slopes:
     g = _grams(x, tau)
     c = _factored(g.vv)
     difference = _capacitance_difference(g)
-    scaled_u = x.u * special.exp(-x.log_ratio)
+    scaled_u = x.u * special.exp(-x.log_ratio)[None, :]
     c_q = _factored(_gram(scaled_u, x.u))
 
     p_v = linalg.matmul(c.inverse, x.v)
@@ -253,29 +253,29 @@ def _slopes(q: LowRank, p: LowRank) -> _Slopes:
 
     # C^-1 - C_q^-1 and U' - V, small where q is almost p.
     inverse_change = linalg.matmul(linalg.matmul(c.inverse, difference), c_q.inverse)
-    scaled_e = x.e - tau * x.u
+    scaled_e = x.e - tau[None, :] * x.u
     q_u = linalg.matmul(c_q.inverse, scaled_u)
     changed_v = linalg.matmul(inverse_change.T, x.v)
     strength_q = linalg.matmul(c_q.inverse, c_q.gram)
     along = linalg.matmul(c.inverse, g.ve) - inverse_change
     by_u = (
         linalg.matmul(strength_q, x.e)
-        + linalg.matmul(c_q.inverse, tau * x.u)
+        + linalg.matmul(c_q.inverse, tau[None, :] * x.u)
         - linalg.matmul(along.T, x.v)
     )
     on_q = tau + jnp.sum(scaled_e * (q_u + p_v) - changed_v * scaled_u, axis=0)
 
     # P delta P on the diagonal, and P (S_q - S_p) P V.
-    delta_vv = _gram(x.v * delta, x.v)
+    delta_vv = _gram(x.v * delta[None, :], x.v)
     delta_v = linalg.matmul(delta_vv, p_v)
     p_delta = delta * (1 - 2 * jnp.sum(x.v * p_v, axis=0)) + jnp.sum(p_v * delta_v, axis=0)
     on_p = p_delta + jnp.sum(p_e * (p_e + 2 * p_v), axis=0)
-    p_delta_v = delta * x.v - linalg.matmul(delta_vv.T, p_v)
+    p_delta_v = delta[None, :] * x.v - linalg.matmul(delta_vv.T, p_v)
     uv, ev = g.vv + g.ve.T, g.ve.T
     by_v = p_delta_v + linalg.matmul(uv.T, p_e) + linalg.matmul(ev.T, p_v)
     by_v = linalg.matmul(c.inverse, by_v)
 
-    inverse_scale = special.reciprocal(p.diagonal.scale())
+    inverse_scale = special.reciprocal(p.diagonal.scale())[None, :]
     return _Slopes(
         0.5 * special.exp(x.log_ratio) * on_q,
         -0.5 * on_p,
@@ -298,7 +298,7 @@ def trace(q: LowRank, p: LowRank) -> Array:
 def log_det_ratio(q: LowRank, p: LowRank) -> Array:
     """Log |S_p| - log |S_q|."""
     x = _pair(q, p)
-    c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio), x.u)
+    c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio)[None, :], x.u)
     factors = linalg.cholesky(c_q), _capacitance(x.v).factor
     return (dense.log_det(factors[1]) - dense.log_det(factors[0])) - jnp.sum(x.log_ratio)
 
@@ -316,7 +316,7 @@ def location(delta: Array, p: LowRank) -> Array:
 def _least_squares(delta: Array, p: LowRank) -> tuple[Array, Array]:
     """D^(-1/2) (delta - W z) at the minimizer, and z = W^T S_p^-1 delta."""
     inverse_scale = special.reciprocal(p.diagonal.scale())
-    v, y = p.factor.T * inverse_scale, (delta * inverse_scale)[:, None]
+    v, y = p.factor.T * inverse_scale[None, :], (delta * inverse_scale)[:, None]
     z = linalg.matmul(_capacitance(v).inverse, linalg.matmul(v, y))
     return (y - linalg.matmul(v.T, z))[:, 0], z[:, 0]
 
@@ -336,7 +336,7 @@ def _location_jvp(primals, tangents):
 
 def half_log_det(x: LowRank) -> Array:
     """Log |S| / 2."""
-    v = x.factor.T * special.reciprocal(x.diagonal.scale())
+    v = x.factor.T * special.reciprocal(x.diagonal.scale())[None, :]
     return jnp.sum(x.diagonal.log_scale()) + 0.5 * dense.log_det(_capacitance(v).factor)
 
 

@@ -66,7 +66,7 @@ def dispersion(v: Array, e: Array, log_ratio: Array, half_gap: Array) -> Array:
     delta, tau = special.expm1(log_ratio), -special.expm1(-log_ratio)
     b = basis(jnp.concatenate([v, e]))
     eye = jnp.eye(b.shape[0], dtype=b.dtype)
-    k = linalg.symmetrize(-linalg.matmul(b * tau, b.T))
+    k = linalg.symmetrize(-linalg.matmul(b * tau[None, :], b.T))
     factor_k = linalg.cholesky(eye + k)
     inverse_k = _inverse(factor_k)
 
@@ -89,9 +89,9 @@ def dispersion(v: Array, e: Array, log_ratio: Array, half_gap: Array) -> Array:
     inside = jnp.where(is_small(s), gap(s), apart)
 
     # B Delta B^T - K^-1: the squares of what regression on the span leaves.
-    root = special.exp(-0.5 * log_ratio)
+    root = special.exp(-0.5 * log_ratio)[None, :]
     regressed = linalg.matmul(linalg.matmul(inverse_k, k).T, b * root)
-    rest = linalg.solve_lower(factor, b * (delta * root) + regressed)
+    rest = linalg.solve_lower(factor, b * (delta[None, :] * root) + regressed)
     return 0.5 * (outside + inside + jnp.sum(rest * rest))
 
 

@@ -19,12 +19,13 @@ from jax import Array
 from kljax import dense
 from kljax.divergence import closed_forms, register_kl
 from kljax.doubled import Doubled
+from kljax.families import gaussian
 from kljax.families.gaussian import (
     GaussianTerms,
     MultivariateNormal,
     MultivariateNormalDiag,
-    covariance_structure,
 )
+from kljax.structure import Diagonal
 
 COST = "O(d^3), dense"
 
@@ -97,9 +98,16 @@ def densely_terms(q: Any, p: Any) -> GaussianTerms:
 # ---- the families of gaussian.py ------------------------------------------------------------
 
 
+def diagonal_structure(x: MultivariateNormalDiag) -> Diagonal:
+    """The covariance of one event, in the parametrization that was given."""
+    structure = gaussian._structure(x)
+    assert isinstance(structure, Diagonal)
+    return structure
+
+
 def dense_diagonal(x: MultivariateNormalDiag) -> DenseGaussian:
     """A diagonal Gaussian with its covariance as a matrix."""
-    return DenseGaussian(x.loc, dense.diagonal(covariance_structure(x)))
+    return DenseGaussian(x.loc, dense.diagonal(diagonal_structure(x)))
 
 
 def dense_full(x: MultivariateNormal) -> DenseGaussian:

@@ -16,12 +16,8 @@ from jax import Array
 from kljax import distribution, lowrank
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
-from kljax.families.gaussian import (
-    GaussianTerms,
-    MultivariateNormalDiag,
-    covariance_structure,
-)
-from kljax.families.gaussian_mixes import DenseGaussian, register_dense
+from kljax.families.gaussian import GaussianTerms, MultivariateNormalDiag
+from kljax.families.gaussian_mixes import DenseGaussian, diagonal_structure, register_dense
 from kljax.families.isotropic import register_as_diagonal
 from kljax.lowrank import LowRank
 from kljax.structure import Variance
@@ -53,7 +49,7 @@ def low_rank(x: LowRankMultivariateNormal | MultivariateNormalDiag) -> LowRank:
     """The covariance of one event; a diagonal one has rank 0."""
     if isinstance(x, LowRankMultivariateNormal):
         return LowRank(Variance(x.cov_diag), x.cov_factor)
-    return lowrank.from_diagonal(covariance_structure(x))
+    return lowrank.from_diagonal(diagonal_structure(x))
 
 
 def _groups(q: Any, p: Any) -> tuple[Array, Array]:
