@@ -15,6 +15,7 @@ roundoff where q = p, and enters by its square.
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -67,26 +68,27 @@ def dispersion(v: Array, e: Array, log_ratio: Array, half_gap: Array) -> Array:
     b = basis(jnp.concatenate([v, e]))
     eye = jnp.eye(b.shape[0], dtype=b.dtype)
     k = linalg.symmetrize(-linalg.matmul(b * tau[None, :], b.T))
-    factor_k = linalg.cholesky(eye + k)
+    b_v, b_e = linalg.matmul(b, v.T), linalg.matmul(b, e.T)
+    b_u = b_v + b_e
+    both = jnp.stack([eye + k, eye + linalg.matmul(b_v, b_v.T)])
+    factor_k, factor = jax.vmap(linalg.cholesky)(both)
     inverse_k = _inverse(factor_k)
+    factor_q = linalg.cholesky(inverse_k + linalg.matmul(b_u, b_u.T))
+
+    cross = linalg.matmul(b_v, b_e.T)
+    change = cross + cross.T + linalg.matmul(b_e, b_e.T) - linalg.matmul(inverse_k, k)
+    s = linalg.whiten_both(factor, linalg.symmetrize(change))
+    gap_k, gap_s = jax.vmap(gap)(jnp.stack([k, s]))
+    apart = jnp.sum(linalg.diagonal(s)) + (log_det(factor) - log_det(factor_q))
+    inside = jnp.where(is_small(s), gap_s, apart)
 
     # What is left of the diagonal outside of the span. Where the span holds coordinate axes
     # both sums are equal, and their difference is rounding: never below 0.
     leverage = jnp.sum(b * b, axis=0)
-    close = jnp.sum(leverage * delta * tau) - gap(k)
+    close = jnp.sum(leverage * delta * tau) - gap_k
     apart = jnp.sum(leverage * delta) + log_det(factor_k)
     captured = jnp.where(is_small(k), close, apart)
     outside = jnp.maximum(2 * jnp.sum(half_gap) - captured, 0)
-
-    b_v, b_e = linalg.matmul(b, v.T), linalg.matmul(b, e.T)
-    b_u = b_v + b_e
-    factor = linalg.cholesky(eye + linalg.matmul(b_v, b_v.T))
-    factor_q = linalg.cholesky(inverse_k + linalg.matmul(b_u, b_u.T))
-    cross = linalg.matmul(b_v, b_e.T)
-    change = cross + cross.T + linalg.matmul(b_e, b_e.T) - linalg.matmul(inverse_k, k)
-    s = linalg.whiten_both(factor, linalg.symmetrize(change))
-    apart = jnp.sum(linalg.diagonal(s)) + (log_det(factor) - log_det(factor_q))
-    inside = jnp.where(is_small(s), gap(s), apart)
 
     # B Delta B^T - K^-1: the squares of what regression on the span leaves.
     root = special.exp(-0.5 * log_ratio)[None, :]

@@ -11,9 +11,26 @@ PACKAGE = Path(__file__).parent.parent / "kljax"
 CATALOGUE = sorted(path.stem for path in (PACKAGE / "derivations/catalogue").glob("[!_]*.py"))
 FLOORS = [
     ["special", "doubled", "linalg", "constraints", "_record", "_batches"],
-    ["structure", "coordinates", "factors", "covariances", "matrices"],
+    [
+        "structure",
+        "coordinates",
+        "factors",
+        "covariances",
+        "matrices",
+        "dense",
+        "subspace",
+        "lowrank",
+    ],
     ["divergence", "distribution"],
-    ["families", "families.gaussian"],
+    [
+        "families",
+        "families.gaussian",
+        "families.gaussian_mixes",
+        "families.isotropic",
+        "families.low_rank",
+        "families.block_diagonal",
+        "families.gaussian_process",
+    ],
     ["batch.moments", "batch.matrix", "batch.fields", "batch.stream", "batch"],
     [""],
     # Read and write files: imported by the command line alone.

@@ -14,6 +14,9 @@ from kljax.derivations.shipping import shipped
 NORMAL = kljax.Normal
 DIAG = kljax.MultivariateNormalDiag
 MVN = kljax.MultivariateNormal
+ISOTROPIC = kljax.IsotropicNormal
+LOW_RANK = kljax.LowRankMultivariateNormal
+BLOCKS = kljax.BlockDiagonalNormal
 
 # A family, or one each for q and p.
 _Family = type | tuple[type, type]

@@ -26,6 +26,7 @@ NAMES = (
     "estimators",
     "accuracy",
     "structures",
+    "mixes",
 )
 
 

@@ -1,0 +1,86 @@
+"""Every ordered mix of Gaussian families of vectors: structure changes the cost alone."""
+
+import itertools
+
+from kljax.derivations import rules
+from kljax.derivations.catalogue import textbook
+from kljax.derivations.derivation import Derivation, Form
+from kljax.derivations.expectation import gaussian
+from kljax.derivations.expression import diagonal_matrix, stack
+from kljax.derivations.library import BLOCKS, DIAG, ISOTROPIC, LOW_RANK, MVN, kl
+from kljax.derivations.parameters import covariance, matrix, positive, positive_vector, vector
+
+# The covariance of one event of each family, and the fields that say it; t is q's or p's.
+_FAMILIES = {
+    MVN: (lambda t: t.S, lambda t: {"covariance_matrix": t.S}),
+    DIAG: (lambda t: diagonal_matrix(t.D), lambda t: {"variance": t.D}),
+    ISOTROPIC: (
+        lambda t: diagonal_matrix(stack(t.s, t.s) ** 2),
+        lambda t: {"scale": t.s},
+    ),
+    LOW_RANK: (
+        lambda t: diagonal_matrix(t.D) + t.W @ t.W.T,
+        lambda t: {"cov_factor": t.W, "cov_diag": t.D},
+    ),
+    BLOCKS: (lambda t: t.S, lambda t: {"block_covariance": stack(t.S)}),
+}
+_PAIRS = [
+    pair
+    for pair in itertools.product(_FAMILIES, _FAMILIES)
+    if set(pair) - {MVN, DIAG}
+]
+
+d = Derivation(
+    name="mixes",
+    title="Structured families, one formula",
+    question=(
+        "Isotropic, low-rank and block-diagonal Gaussians have shorter formulas than two full "
+        "matrices. Is each of them, in every mix, the same divergence?"
+    ),
+    parameters={
+        "mu": vector("μ", "mean of q", 2),
+        "S": covariance("S", "covariance matrix of q", 2),
+        "D": positive_vector("D", "variances of q", 2),
+        "W": matrix("W", "factor of q", 2, 1),
+        "s": positive("s", "standard deviation of q"),
+        "nu": vector("ν", "mean of p", 2),
+        "S_p": covariance("T", "covariance matrix of p", 2),
+        "D_p": positive_vector("E", "variances of p", 2),
+        "W_p": matrix("V", "factor of p", 2, 1),
+        "s_p": positive("t", "standard deviation of p"),
+    },
+    partners={"mu": "nu", "S": "S_p", "D": "D_p", "W": "W_p", "s": "s_p"},
+    law=lambda t: gaussian(t.mu, t.S),
+    ends_in=tuple(Form(q.__name__, p.__name__) for q, p in _PAIRS),
+    generic=2,
+    answer="Yes: 21 mixes, one formula of the textbook.",
+)
+
+
+class _OfP:
+    """The parameters of p by the names of q's."""
+
+    def __init__(self, t):
+        self.S, self.D, self.W, self.s = t.S_p, t.D_p, t.W_p, t.s_p
+
+
+def _mix(q_family, p_family):
+    (q_matrix, q_fields), (p_matrix, p_fields) = _FAMILIES[q_family], _FAMILIES[p_family]
+
+    @d.start(f"KL of {q_family.__name__} and {p_family.__name__}", restates="full")
+    def _(E, t):
+        q, p = gaussian(t.mu, q_matrix(t)), gaussian(t.nu, p_matrix(_OfP(t)))
+        return E(lambda x: q.log_density(x) - p.log_density(x), q)
+
+    @d.step(rules.full_formula)
+    def _(E, t):
+        return textbook.full(t.mu, q_matrix(t), t.nu, p_matrix(_OfP(t)))
+
+    @d.shipped(rules.shipped)
+    def _(E, t):
+        q, p = {"loc": t.mu, **q_fields(t)}, {"loc": t.nu, **p_fields(_OfP(t))}
+        return kl((q_family, p_family), q, p)
+
+
+for _pair in _PAIRS:
+    _mix(*_pair)
