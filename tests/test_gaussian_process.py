@@ -72,12 +72,10 @@ def test_the_kernel_is_factorized_once():
     """However many outputs share it: its pivots have no axis of outputs."""
     points = 24
     q_mu, q_sqrt = jnp.zeros((points, OUTPUTS)), jnp.ones((points, OUTPUTS))
-    shared = jax.make_jaxpr(kljax.gaussian_process_kl)(q_mu, q_sqrt, jnp.eye(points))
-    assert () in _square_roots(shared.jaxpr)
-    assert not any(shape[:1] == (OUTPUTS,) for shape in _square_roots(shared.jaxpr))
-    each = jnp.stack([jnp.eye(points)] * OUTPUTS)
-    separate = jax.make_jaxpr(kljax.gaussian_process_kl)(q_mu, q_sqrt, each)
-    assert (OUTPUTS,) in _square_roots(separate.jaxpr)
+    shared, each = jnp.eye(points), jnp.stack([jnp.eye(points)] * OUTPUTS)
+    for kernel, once in ((shared, True), (each, False)):
+        closed = jax.make_jaxpr(kljax.gaussian_process_kl)(q_mu, q_sqrt, kernel)
+        assert (() in _square_roots(closed.jaxpr)) == once
 
 
 def _square_roots(jaxpr) -> list[tuple[int, ...]]:
