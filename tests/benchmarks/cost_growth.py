@@ -2,8 +2,9 @@
 
 For each structure the exponent e of time ~ size^e is fitted over the larger half of its sizes,
 where the fixed cost of a call no longer shows; sizes end where what a program holds at a time
-outgrows the caches and the allocator (32 MiB), which costs a power of its own. A structure is a row of `PROGRAMS`: the sizes
-tried, and a function from a size to a compiled program without arguments.
+outgrows the caches and the allocator (32 MiB), which costs a power of its own.
+
+A structure is a row of `PROGRAMS`: the sizes tried, and a function from a size to a compiled program without arguments.
 """
 
 from __future__ import annotations
