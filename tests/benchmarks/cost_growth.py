@@ -4,7 +4,8 @@ For each structure the exponent e of time ~ size^e is fitted over the larger hal
 where the fixed cost of a call no longer shows; sizes end where what a program holds at a time
 outgrows the caches and the allocator (32 MiB), which costs a power of its own.
 
-A structure is a row of `PROGRAMS`: the sizes tried, and a function from a size to a compiled program without arguments.
+A structure is a row of `PROGRAMS`: the sizes tried, and a function from a size to a compiled
+program without arguments.
 """
 
 from __future__ import annotations
