@@ -20,6 +20,7 @@ from jax import Array
 
 from kljax import doubled, special
 from kljax.doubled import Doubled
+from kljax.linalg import settled
 from kljax.structure import Diagonal, LogVariance, Scale, Variance
 
 
@@ -119,8 +120,8 @@ def dispersion(q: Diagonal, p: Diagonal) -> Array:
 def _half_expm1_minus(t: Doubled) -> Array:
     """(e^t - 1 - t) / 2."""
     main = special.half_expm1_minus_x(t.high)
-    # e^t - 1 - t is its own slope for large t, and overflows no earlier.
-    slope = jnp.where(t.high > 60, main, 0.5 * special.expm1(jnp.minimum(t.high, 60)))
+    # (e^t - 1) / 2; bounded, since the low part of an infinite t.high may be negative
+    slope = jnp.minimum(main + 0.5 * t.high, jnp.finfo(main.dtype).max)
     return main + jnp.where(t.low == 0, 0, t.low * slope)
 
 
@@ -148,7 +149,30 @@ def _dispersion_slopes(q: Diagonal, p: Diagonal) -> tuple[Array, Array]:
             by_p = special.divide(gap, p.value) * special.reciprocal(p.value)
             return by_q, -by_p
         case _:
-            return _half_expm1_times(q, p, q.rate()), -_half_expm1_times(q, p, p.rate())
+            return _slope_of_log_ratio(q, p, q), -_slope_of_log_ratio(q, p, p)
+
+
+def _slope_of_log_ratio(q: Diagonal, p: Diagonal, by: Diagonal) -> Array:
+    """(v_q / v_p - 1) / 2, times what log v of `by` changes with its value."""
+    if isinstance(by, LogVariance):
+        return _half_expm1(q, p)
+    return _half_expm1_times(q, p, by.rate())
+
+
+@jax.custom_jvp
+def _half_expm1(q: Diagonal, p: Diagonal) -> Array:
+    """(v_q / v_p - 1) / 2, finite wherever the dispersion is."""
+    t = _log_ratio(q, p)
+    half = special.half_expm1(t.high)
+    bounded = jnp.minimum(half, jnp.finfo(half.dtype).max)
+    return half + jnp.where(t.low == 0, 0, t.low * (0.5 + bounded))
+
+
+@_half_expm1.defjvp
+def _half_expm1_jvp(primals, tangents):
+    (q, p), (dq, dp) = primals, tangents
+    half_ratio = 0.5 * special.exp(log_variance_ratio(q, p))
+    return _half_expm1(q, p), half_ratio * (q.rate() * dq.value - p.rate() * dp.value)
 
 
 @jax.custom_jvp
@@ -203,3 +227,28 @@ def _location_jvp(primals, tangents):
             by_delta = special.times_exp(z, -0.5 * p.value)
             by_p = -(0.5 * z) * z
     return location(delta, p), by_delta * ddelta + by_p * dp.value
+
+
+@jax.custom_jvp
+def add_up(x: Array) -> Array:
+    """The sum over coordinates.
+
+    XLA adds what it computes on the way one by one, not vectorized. So a few strips are
+    added as vectors first, in a loop of their own, and only what is left is reduced.
+    """
+    size = x.shape[0]
+    strips = next((n for n in (8, 4, 2) if size >= 16 * n), 1)
+    width = size // strips
+    total = x[:width]
+    for i in range(1, strips):
+        total = total + x[i * width : (i + 1) * width]
+    rest = x[strips * width :]
+    if rest.size:
+        total = jnp.concatenate([total, rest])
+    return jnp.sum(settled(total))
+
+
+@add_up.defjvp
+def _add_up_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    return add_up(x), jnp.sum(dx)

@@ -51,7 +51,7 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
         return linalg.symmetrize(settled(linalg.matmul(half, inverse)))
 
     def by_a() -> Array:
-        m = linalg.inverse_lower(_quotient(a, factor, inverse, s))
+        m = linalg.inverse_lower(_quotient(a, inverse, s))
         change = settled(linalg.matmul(m.T, settled(linalg.matmul(m, s))))
         return 0.5 * between(change)
 
@@ -87,7 +87,7 @@ def _is_near(s: Array) -> Array:
     return jnp.max(jnp.abs(s), initial=0) < NEAR
 
 
-def _quotient(a: Array, factor: Array, inverse: Array, s: Array) -> Array:
+def _quotient(a: Array, inverse: Array, s: Array) -> Array:
     """M, lower triangular."""
     deviation = linalg.cholesky_deviation(s)
     far = linalg.matmul(inverse, settled(linalg.cholesky(a)))
@@ -194,9 +194,7 @@ def _both_sides(lower: _Rows, d: _Rows) -> _Rows:
     """The lower triangle of L^-1 d L^-T."""
     size = len(d)
     half = [_substitute_unit(lower, [d[i][j] for i in range(size)], 0) for j in range(size)]
-    return [
-        _substitute_unit(lower, [half[j][i] for j in range(i + 1)], 0) for i in range(size)
-    ]
+    return [_substitute_unit(lower, [half[j][i] for j in range(i + 1)], 0) for i in range(size)]
 
 
 def _root_free_deviation(

@@ -15,6 +15,7 @@ for both.) Small matrices are written out on their scalars, which XLA makes one 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -61,20 +62,18 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
 
     change = inner(lambda: w, dq) - inner(by_p, dp)
     moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
-    if 0 < p.shape[0] <= WRITTEN_OUT:
-        value = groups(q, p, delta)
-    else:
-        value = _from_whitened(q, p, e, y)
+    small = 0 < p.shape[0] <= WRITTEN_OUT
+    value = groups(q, p, delta) if small else _from_whitened(q, p, e, y)
     return value, Groups(change, moved)
 
 
 groups.defjvp(_groups_jvp, symbolic_zeros=True)
 
 
-def inner(gradient: Any, tangent: Any) -> Array:
+def inner(gradient: Callable[[], Array], tangent: Any) -> Array:
     """<gradient, tangent>; the gradient is not even computed for a constant."""
     if isinstance(tangent, SymbolicZero):
-        return jnp.zeros((), tangent.aval.dtype)
+        return jnp.zeros((), tangent.aval.dtype)  # pyright: ignore[reportAttributeAccessIssue]
     return jnp.sum(gradient() * tangent)
 
 

@@ -116,11 +116,16 @@ def power_of_two(n: Array, dtype: Any) -> Array:
     return lax.bitcast_convert_type(bits, dtype)
 
 
-def _exponent(x: Array) -> tuple[Array, Array]:
-    """N and m with e^x = 2^n (1 + m) and -0.3 < m < 0.42."""
+def _reduced(x: Array) -> tuple[Array, Array]:
+    """N and r with x = n log 2 + r and |r| < 0.35."""
     high, low = _LOG2[x.dtype]
     n = jnp.round(x * np.asarray(1 / np.log(2), x.dtype))
-    rest = (x - n * high) - n * low
+    return n, (x - n * high) - n * low
+
+
+def _exponent(x: Array) -> tuple[Array, Array]:
+    """N and m with e^x = 2^n (1 + m) and -0.3 < m < 0.42."""
+    n, rest = _reduced(x)
     return n, rest + rest * rest * _horner(_PHI[x.dtype], rest)
 
 
@@ -152,27 +157,34 @@ def exp(x: Array) -> Array:
     return times_exp(jnp.ones_like(x), x)
 
 
-def _quarter_exp(x: Array) -> tuple[Array, Array]:
-    """2^(n-2) and m with e^x = 4 2^(n-2) (1 + m): e^x / 4 does not overflow with e^x."""
-    top = jnp.finfo(x.dtype).maxexp * np.log(2)
-    n, m = _exponent(jnp.clip(x, 6 - top, top + 1))
-    return power_of_two(n - 2, x.dtype), m
-
-
-def _near_zero(x: Array) -> tuple[Array, Array, Array]:
-    """Whether |x| is small, x where it is, and (e^x - 1 - x there)."""
-    small = jnp.abs(x) < _PHI_LIMIT
-    y = jnp.where(small, x, 0)
-    return small, y, y * y * _horner(_PHI[x.dtype], y)
-
-
 @jax.custom_jvp
 def expm1(x: Array) -> Array:
     """e^x - 1."""
-    small, y, gap = _near_zero(x)
-    power, m = _quarter_exp(x)
-    far = 4 * ((power - 0.25) + power * m)
-    return jnp.where(small, y + gap, _limits(x, far, jnp.inf, -1.0))
+    return _expm1(x, 1.0)
+
+
+def half_expm1(x: Array) -> Array:
+    """(e^x - 1) / 2, finite up to x = log 2 + log of the largest float; no rule of its own."""
+    return _expm1(x, 0.5)
+
+
+def _expm1(x: Array, factor: float) -> Array:
+    small, y, gap, power = _expm1_parts(x)
+    far = (4 * factor) * ((power - 0.25) + power * (y + gap))
+    return jnp.where(small, factor * (y + gap), _limits(x, far, jnp.inf, -factor))
+
+
+def _expm1_parts(x: Array) -> tuple[Array, Array, Array, Array]:
+    """Whether |x| is small, y, e^y - 1 - y and 2^(n-2), with x = y or x = n log 2 + y.
+
+    One polynomial, for x itself if that is small, or for what 2^n leaves of it. A quarter
+    of the power, since e^x / 4 does not overflow with e^x.
+    """
+    small = jnp.abs(x) < _PHI_LIMIT
+    top = jnp.finfo(x.dtype).maxexp * np.log(2)
+    n, rest = _reduced(jnp.clip(x, 6 - top, top + 1))
+    y = jnp.where(small, x, rest)
+    return small, y, y * y * _horner(_PHI[x.dtype], y), power_of_two(n - 2, x.dtype)
 
 
 def _limits(x: Array, value: Array, high: float, low: Array | float) -> Array:
@@ -188,10 +200,9 @@ def _expm1_jvp(primals, tangents):
 
 def _expm1_minus_x(x: Array, factor: float) -> Array:
     """Factor (e^x - 1 - x) for a factor of 1 or 1/2, without overflow on the way."""
-    small, _, gap = _near_zero(x)
-    power, m = _quarter_exp(x)
+    small, y, gap, power = _expm1_parts(x)
     linear = 0.25 + 0.25 * x
-    far = (4 * factor) * ((power - linear) + power * m)
+    far = (4 * factor) * ((power - linear) + power * (y + gap))
     return jnp.where(small, factor * gap, _limits(x, far, jnp.inf, (-4 * factor) * linear))
 
 

@@ -169,12 +169,16 @@ def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
     delta = q.loc - p.loc
     match _structure(q), _structure(p):
         case (Diagonal() as s, Diagonal() as t):
-            dispersion = coordinates.dispersion(s, t)
-            return jnp.sum(dispersion), jnp.sum(coordinates.location(delta, t))
+            dispersion, location = coordinates.dispersion(s, t), coordinates.location(delta, t)
+            if s.value.ndim:
+                return coordinates.add_up(dispersion), coordinates.add_up(location)
+            return dispersion, location
         case (ScaleTril() as s, ScaleTril() as t):
             return factors.groups(s.value, t.value, delta)
         case (Covariance(), Covariance()):
-            return covariances.groups(q.covariance_matrix, p.covariance_matrix, delta)
+            # As given: its rules take the symmetric part themselves, for less.
+            given_q, given_p = (getattr(x, "covariance_matrix") for x in (q, p))  # noqa: B009
+            return covariances.groups(given_q, given_p, delta)
         case (s, t):
             factored = matrices.factorize(t)
             m = matrices.relative_quotient(matrices.factorize(s), factored)
@@ -197,8 +201,13 @@ def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
 
 def _kl(q: Gaussian, p: Gaussian) -> Array:
     """KL = (tr(S_p^-1 S_q) - d + log |S_p| - log |S_q| + |m_q - m_p|^2_p) / 2."""
-    dispersion, location = _groups(q, p)
-    return dispersion + location
+    match _structure(q), _structure(p):
+        case (Diagonal() as s, Diagonal() as t) if s.value.ndim:
+            both = coordinates.dispersion(s, t) + coordinates.location(q.loc - p.loc, t)
+            return coordinates.add_up(both)
+        case _:
+            dispersion, location = _groups(q, p)
+            return dispersion + location
 
 
 def _terms(q: Gaussian, p: Gaussian) -> GaussianTerms:

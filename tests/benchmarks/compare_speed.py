@@ -26,10 +26,19 @@ from typing import Any
 from libraries import LIBRARIES
 
 _MODULES = {
-    "textbook": "jax", "tfp": "tensorflow_probability", "torch_compile": "torch",
+    "textbook": "jax",
+    "tfp": "tensorflow_probability",
+    "torch_compile": "torch",
 }
-_FULL = ((100_000, 4), (100_000, 8), (20_000, 16), (5_000, 32), (1_000, 64), (100, 256),
-         (4, 1024))
+_FULL = (
+    (100_000, 4),
+    (100_000, 8),
+    (20_000, 16),
+    (5_000, 32),
+    (1_000, 64),
+    (100, 256),
+    (4, 1024),
+)
 _DIAGONAL = ((100_000, 64), (1_000, 1024), (1_000_000, 16))
 
 
@@ -177,8 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     groups = ("full", "covariance", "diagonal", "standard", "pairwise", "low_rank")
     parser.add_argument("--jobs", nargs="+", choices=groups, default=list(groups))
     parser.add_argument("--libraries", nargs="+", choices=list(LIBRARIES))
-    parser.add_argument("--passes", nargs="+", choices=("forward", "gradient"),
-                        default=["forward", "gradient"])
+    parser.add_argument(
+        "--passes", nargs="+", choices=("forward", "gradient"), default=["forward", "gradient"]
+    )
     parser.add_argument("--k", nargs="+", type=int, help="only these sizes of an event")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2, help="a round, each library")
@@ -194,8 +204,10 @@ def main(argv: list[str] | None = None) -> int:
     if "error" in machine:
         print(machine["error"], file=sys.stderr)
         return 2
-    print(f"copy {machine['bytes_per_s'] / 1e9:.0f} GB/s, "
-          f"matrix product {machine['flops_per_s'] / 1e9:.0f} GFLOP/s; {', '.join(libraries)}")
+    print(
+        f"copy {machine['bytes_per_s'] / 1e9:.0f} GB/s, "
+        f"matrix product {machine['flops_per_s'] / 1e9:.0f} GFLOP/s; {', '.join(libraries)}"
+    )
 
     lines = []
     for group in args.jobs:
@@ -215,9 +227,11 @@ def main(argv: list[str] | None = None) -> int:
     for line in lines:
         if "ratio" in line:
             job = line["job"]
-            print(f"{job['kind']:18}{job['batch']:8}{job['k']:6}  "
-                  f"{'gradient' if line['gradient'] else 'forward ':8}  "
-                  f"{line['fastest']:14}{line['ratio']:8.2f}")
+            print(
+                f"{job['kind']:18}{job['batch']:8}{job['k']:6}  "
+                f"{'gradient' if line['gradient'] else 'forward ':8}  "
+                f"{line['fastest']:14}{line['ratio']:8.2f}"
+            )
     return 0
 
 

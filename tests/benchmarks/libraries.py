@@ -1,4 +1,4 @@
-"""One library's programs for the jobs of the comparison, timed on request in a process of its own.
+"""One library's programs for the jobs of the comparison, in a process of its own.
 
     python libraries.py LIBRARY
 
@@ -124,8 +124,10 @@ def textbook(job: dict[str, Any], arrays: Arrays, gradient: bool) -> Program:
             case "scale_tril":
                 return full(q, p)
             case "covariance_matrix":
-                factors = (x | {"scale_tril": jnp.linalg.cholesky(x["covariance_matrix"])}
-                           for x in (q, p))
+                factors = (
+                    x | {"scale_tril": jnp.linalg.cholesky(x["covariance_matrix"])}
+                    for x in (q, p)
+                )
                 return full(*factors)
             case "pairwise_diagonal":
                 return diagonal(
@@ -218,9 +220,7 @@ def distrax(job: dict[str, Any], arrays: Arrays, gradient: bool) -> Program:
             return d.MultivariateNormalFullCovariance(x["loc"], x["covariance_matrix"])
         return d.MultivariateNormalTri(x["loc"], x["scale_tril"])
 
-    make = _distribution(
-        d.Normal, lambda x: d.Independent(x, 1), full, None, jnp.exp
-    )
+    make = _distribution(d.Normal, lambda x: d.Independent(x, 1), full, None, jnp.exp)
     kl = lambda q, p: q.kl_divergence(p)  # noqa: E731
     formula = lambda x: _pairs(job, x, make, kl, jnp.zeros_like)  # noqa: E731
     return _jax_program(formula, arrays, gradient)
@@ -283,9 +283,9 @@ def torch_compile(job: dict[str, Any], arrays: Arrays, gradient: bool) -> Progra
     return torch(job, arrays, gradient, compiled=True)
 
 
-LIBRARIES = {f.__name__: f for f in (
-    kljax, textbook, numpyro, tfp, distrax, torch, torch_compile
-)}
+LIBRARIES = {
+    f.__name__: f for f in (kljax, textbook, numpyro, tfp, distrax, torch, torch_compile)
+}
 
 
 # ---- floors of the machine ------------------------------------------------------------------
@@ -308,8 +308,10 @@ def machine() -> dict[str, float]:
             times.append(time.perf_counter() - start)
         return min(times)
 
-    return {"bytes_per_s": 2 * x.nbytes / best(copy, x),
-            "flops_per_s": 2 * 2048**3 / best(product, a)}
+    return {
+        "bytes_per_s": 2 * x.nbytes / best(copy, x),
+        "flops_per_s": 2 * 2048**3 / best(product, a),
+    }
 
 
 def _times(program: Program, seconds: float) -> list[float]:

@@ -24,11 +24,7 @@ _FAMILIES = {
     ),
     BLOCKS: (lambda t: t.S, lambda t: {"block_covariance": stack(t.S)}),
 }
-_PAIRS = [
-    pair
-    for pair in itertools.product(_FAMILIES, _FAMILIES)
-    if set(pair) - {MVN, DIAG}
-]
+_PAIRS = [pair for pair in itertools.product(_FAMILIES, _FAMILIES) if set(pair) - {MVN, DIAG}]
 
 d = Derivation(
     name="mixes",
