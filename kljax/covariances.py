@@ -83,10 +83,6 @@ def _is_near(s: Array) -> Array:
     return jnp.sum(s * s) < NEAR**2
 
 
-def _is_near(s: Array) -> Array:
-    return jnp.max(jnp.abs(s), initial=0) < NEAR
-
-
 def _quotient(a: Array, inverse: Array, s: Array) -> Array:
     """M, lower triangular."""
     deviation = linalg.cholesky_deviation(s)
