@@ -19,6 +19,7 @@ from kljax.divergence import kl_divergence as kl_divergence
 from kljax.divergence import kl_terms as kl_terms
 from kljax.divergence import register_kl as register_kl
 from kljax.families.block_diagonal import BlockDiagonalNormal as BlockDiagonalNormal
+from kljax.families.circulant import CirculantNormal as CirculantNormal
 from kljax.families.gaussian import GaussianTerms as GaussianTerms
 from kljax.families.gaussian import MultivariateNormal as MultivariateNormal
 from kljax.families.gaussian import MultivariateNormalDiag as MultivariateNormalDiag
@@ -27,5 +28,6 @@ from kljax.families.gaussian import standard_normal as standard_normal
 from kljax.families.gaussian_process import gaussian_process_kl as gaussian_process_kl
 from kljax.families.isotropic import IsotropicNormal as IsotropicNormal
 from kljax.families.low_rank import LowRankMultivariateNormal as LowRankMultivariateNormal
+from kljax.families.matrix_normal import MatrixNormal as MatrixNormal
 
 __version__ = "0.1.0"

@@ -36,8 +36,8 @@ def param(
             have one size, within a record and between q and p; a name that begins with
             `*` is the record's own, so q and p may differ in it: `"d *r"`.
         constraint: what a valid value satisfies: `"real"`, `"positive"`,
-            `"lower_triangular"` or `"positive_definite"`; the last two for an array of
-            matrices too.
+            `"lower_triangular"`, `"positive_definite"` or `"circulant"`. Matrices are the
+            last two axes, so `"T d d"` is a matrix each time step.
         one_of: name of a group of alternatives; exactly one field of it is given, so
             these fields have the default None.
         default: as for a dataclass field.

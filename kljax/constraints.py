@@ -83,6 +83,33 @@ def _not_positive_definite(x: Array) -> Array:
     return _not_symmetric(x) | ~jnp.all(jnp.isfinite(factor))
 
 
+def _each(question: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A question about a matrix, asked of every matrix of a stack such as one a time step."""
+
+    def of_each(x: Array) -> Array:
+        stacked = question
+        for _ in x.shape[:-2]:
+            stacked = jax.vmap(stacked)
+        return stacked(x)
+
+    return of_each
+
+
+def _not_symmetric_row(x: Array) -> Array:
+    """Entries j and n - j of a circulant's first row differ beyond rounding."""
+    return jnp.any(jnp.abs(x - reflect(x)) > 1e-3 * jnp.max(jnp.abs(x), initial=0))
+
+
+def _not_circulant_covariance(x: Array) -> Array:
+    eigenvalues = jnp.fft.rfft(0.5 * x + 0.5 * reflect(x)).real
+    return _not_symmetric_row(x) | ~jnp.all(eigenvalues > 0) | jnp.any(_not_finite(x))
+
+
+def reflect(row: Array) -> Array:
+    """Entry n - j in place of entry j, entry 0 in its own."""
+    return jnp.roll(row[::-1], 1)
+
+
 CONSTRAINTS: dict[str, Constraint] = {
     "real": Constraint("be finite", None, _not_finite),
     "positive": Constraint(
@@ -93,13 +120,20 @@ CONSTRAINTS: dict[str, Constraint] = {
     "lower_triangular": Constraint(
         "be finite and lower triangular (see jnp.tril) with a positive diagonal",
         _any_matrix(_not_lower_triangular),
-        _any_matrix(lambda x: _not_lower_triangular(x) | jnp.any(_not_finite(x))),
+        _each(lambda x: _not_lower_triangular(x) | jnp.any(_not_finite(x))),
         of_event=True,
     ),
     "positive_definite": Constraint(
         "be finite, symmetric and positive definite",
         _any_matrix(_not_symmetric),
-        _any_matrix(_not_positive_definite),
+        _each(_not_positive_definite),
+        of_event=True,
+    ),
+    "circulant": Constraint(
+        "be finite and the first row of a positive definite circulant matrix, entry j equal "
+        "to entry n - j",
+        _not_symmetric_row,
+        _not_circulant_covariance,
         of_event=True,
     ),
 }

@@ -18,6 +18,7 @@ from kljax import _batches, _record, divergence
 
 _Rules = dict[str, Callable[..., Array] | None]
 _TABLE: dict[type, _Rules] = {}
+_EVENTS: dict[type, tuple[str, ...]] = {}
 
 
 def register_distribution(
@@ -29,20 +30,22 @@ def register_distribution(
     mean: Callable[[Any], Array] | None = None,
     variance: Callable[[Any], Array] | None = None,
     covariance: Callable[[Any], Array] | None = None,
+    event: str | None = None,
 ) -> None:
     """Tells the functions of this module how to treat a family.
 
     Every rule sees one event: a record whose fields have no batch axes.
 
     Args:
-        family: a class made by `kljax.record`, with a field `loc` or another first field
-            of the shape of an event.
+        family: a class made by `kljax.record`; without `event` its first field, such as
+            `loc`, has the shape of an event.
         log_prob: (record, point) to the log-density there.
         sample: (record, key) to one draw.
         entropy: record to its differential entropy in nats.
         mean: record to its mean.
         variance: record to its variance, of each coordinate.
         covariance: record to its covariance matrix.
+        event: names of the axes of an event, where no field has its shape.
 
     Raises:
         TypeError: if the family was not made by `kljax.record`.
@@ -62,6 +65,8 @@ def register_distribution(
         "variance": variance,
         "covariance": covariance,
     }
+    if event is not None:
+        _EVENTS[family] = tuple(event.split())
 
 
 def _rule(name: str, x: Any) -> Callable[..., Array]:
@@ -93,7 +98,7 @@ def log_prob(q: Any, x: Any, /) -> Array:
 
 @jax.jit
 def _log_prob(q: Any, x: Any) -> Array:
-    event = _record.arguments_of("q", q)[0].event
+    event = _EVENTS.get(type(q)) or _record.arguments_of("q", q)[0].event
     point = _record.Argument("x", jnp.asarray(x), event)
     return _batches.over_batches(_rule("log_prob", q), {"q": q}, [point])
 
