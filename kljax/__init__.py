@@ -20,6 +20,8 @@ from kljax.divergence import kl_terms as kl_terms
 from kljax.divergence import register_kl as register_kl
 from kljax.families.block_diagonal import BlockDiagonalNormal as BlockDiagonalNormal
 from kljax.families.circulant import CirculantNormal as CirculantNormal
+from kljax.families.gauss_markov import GaussMarkov as GaussMarkov
+from kljax.families.gauss_markov import MarkovTerms as MarkovTerms
 from kljax.families.gaussian import GaussianTerms as GaussianTerms
 from kljax.families.gaussian import MultivariateNormal as MultivariateNormal
 from kljax.families.gaussian import MultivariateNormalDiag as MultivariateNormalDiag

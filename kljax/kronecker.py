@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import doubled, linalg, matrices, special
+from kljax import doubled, linalg, matrices, relative, special
 from kljax.matrices import Factored, Quotient
 from kljax.structure import Covariance, ScaleTril, Structure
 
@@ -105,19 +105,11 @@ def quotients(q: Factors, p: Factors) -> tuple[Quotient, Quotient]:
 
 @quotients.defjvp
 def _quotients_jvp(primals, tangents):
+    # A scale that stays fixed drops out of X = C^-1 dC.
     (q, p), (dq, dp) = primals, tangents
     both = quotients(q, p)
-    changes = tuple(_change(m, *x) for m, *x in zip(both, q, p, dq, dp, strict=True))
+    changes = tuple(relative.change(*x) for x in zip(both, q, p, dq, dp, strict=True))
     return both, changes
-
-
-def _change(m: Quotient, q: Factored, p: Factored, dq: Factored, dp: Factored) -> Quotient:
-    """dM = M X_q - X_p M, as in `matrices`; a fixed scale drops out of X = C^-1 dC."""
-    change_q = q.structure.change(q.factor, dq.structure)
-    change_p = p.structure.change(p.factor, dp.structure)
-    dense = m.dense()
-    dm = linalg.matmul(dense, change_q) - linalg.matmul(change_p, dense)
-    return Quotient(linalg.strict_lower(dm), linalg.diagonal(change_q - change_p))
 
 
 def _common_scale(rows: tuple[Factored, ...], columns: tuple[Factored, ...]) -> Array:
@@ -141,22 +133,18 @@ def _scaled_quotient(q: Factored, p: Factored, a: Array, b: Array) -> Quotient:
     match q.structure, p.structure:
         case (ScaleTril(), ScaleTril()):
             gap = _difference(a, jnp.tril(q.factor), b, jnp.tril(p.factor))
-            below = p.whiten(gap) / b
-            relative = linalg.diagonal(gap) / (b * linalg.diagonal(p.factor))
-            return Quotient(linalg.strict_lower(below), _log_diagonal(q, p, relative, a / b))
+            on = linalg.diagonal(gap) / (b * linalg.diagonal(p.factor))
+            near = jnp.abs(on) < 0.5
+            far = relative.log_diagonal(q, p) + special.log(a / b)
+            log_diagonal = jnp.where(near, special.log1p(jnp.where(near, on, 0)), far)
+            return Quotient(linalg.strict_lower(p.whiten(gap) / b), log_diagonal)
         case (Covariance(), Covariance()):
             gap = _difference(a, q.structure.value, b, p.structure.value)
             s = linalg.whiten_both(p.factor, gap) / b
-            near = jnp.max(jnp.abs(s), initial=0) < 0.5
-            deviation = linalg.cholesky_deviation(s)
             root = jnp.sqrt(a / b)
             divided = p.whiten(q.factor) * root
-            on = special.log1p(linalg.diagonal(deviation))
-            far = _log_diagonal(q, p, jnp.inf, root)
-            return Quotient(
-                linalg.strict_lower(jnp.where(near, deviation, divided)),
-                jnp.where(near, on, far),
-            )
+            on = relative.log_diagonal(q, p) + special.log(root)
+            return relative.from_relative_covariance(s, divided, on)
         case _:
             return matrices.quotient(q, p)
 
@@ -165,16 +153,6 @@ def _difference(a: Array, x: Array, b: Array, y: Array) -> Array:
     """a x - b y, rounded once."""
     first, second = doubled.two_product(a, x), doubled.two_product(b, y)
     return doubled.value(doubled.subtract(first, second))
-
-
-def _log_diagonal(q: Factored, p: Factored, relative: Array | float, scale: Array) -> Array:
-    """The log of scale diag(C_q) / diag(C_p), by the relative difference where that is small."""
-    far = special.log(q.structure.factor_diagonal(q.factor)) - special.log(
-        p.structure.factor_diagonal(p.factor)
-    )
-    far = far + special.log(scale)
-    near = jnp.abs(relative) < 0.5
-    return jnp.where(near, special.log1p(jnp.where(near, relative, 0)), far)
 
 
 def factorize(rows: Structure, columns: Structure) -> Factors:

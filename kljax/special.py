@@ -88,6 +88,8 @@ _ATANH = {
 _PHI_LIMIT = 1.25
 _LOG1P_LOW, _LOG1P_HIGH = -0.5, 3.0
 
+LOG_2PI = 1.8378770664093453
+
 # log 2 = HIGH + LOW with enough trailing zeros in HIGH that n HIGH is exact (Cody & Waite).
 _LOG2 = {
     np.dtype(np.float32): (0.693359375, -2.1219444005469057e-4),

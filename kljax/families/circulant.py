@@ -24,8 +24,6 @@ from kljax.divergence import register_kl
 from kljax.families.gaussian import GaussianTerms
 from kljax.structure import Variance
 
-_LOG_2PI = math.log(2 * math.pi)
-
 
 @record
 class CirculantNormal:
@@ -146,7 +144,7 @@ def _terms(q: CirculantNormal, p: CirculantNormal) -> GaussianTerms:
 
 def _half_log_normalizer(x: CirculantNormal) -> Array:
     """(n log 2 pi + sum_j log lambda_j) / 2."""
-    return 0.5 * (x.loc.size * _LOG_2PI + _total(x, special.log(_eigenvalues(x))))
+    return 0.5 * (x.loc.size * special.LOG_2PI + _total(x, special.log(_eigenvalues(x))))
 
 
 def _cross_entropy(q: CirculantNormal, p: CirculantNormal) -> Array:

@@ -6,20 +6,16 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, kronecker, linalg
+from kljax import distribution, kronecker, linalg, special
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families.gaussian import GaussianTerms
 from kljax.kronecker import Factors
 from kljax.structure import Covariance, ScaleTril, Structure
-
-_LOG_2PI = math.log(2 * math.pi)
 
 
 @record
@@ -93,7 +89,7 @@ def _terms(q: MatrixNormal, p: MatrixNormal) -> GaussianTerms:
 
 def _half_log_normalizer(x: MatrixNormal) -> Array:
     """(n m log 2 pi + log |S|) / 2."""
-    return 0.5 * x.loc.size * _LOG_2PI + kronecker.half_log_det(_factors(x))
+    return 0.5 * x.loc.size * special.LOG_2PI + kronecker.half_log_det(_factors(x))
 
 
 def _cross_entropy(q: MatrixNormal, p: MatrixNormal) -> Array:
