@@ -19,6 +19,7 @@ from kljax.divergence import kl_divergence as kl_divergence
 from kljax.divergence import kl_terms as kl_terms
 from kljax.divergence import register_kl as register_kl
 from kljax.families.block_diagonal import BlockDiagonalNormal as BlockDiagonalNormal
+from kljax.families.block_tridiagonal import BlockTridiagonalNormal as BlockTridiagonalNormal
 from kljax.families.circulant import CirculantNormal as CirculantNormal
 from kljax.families.gauss_markov import GaussMarkov as GaussMarkov
 from kljax.families.gauss_markov import MarkovTerms as MarkovTerms
@@ -31,5 +32,7 @@ from kljax.families.gaussian_process import gaussian_process_kl as gaussian_proc
 from kljax.families.isotropic import IsotropicNormal as IsotropicNormal
 from kljax.families.low_rank import LowRankMultivariateNormal as LowRankMultivariateNormal
 from kljax.families.matrix_normal import MatrixNormal as MatrixNormal
+from kljax.families.state_space import LinearGaussianStateSpace as LinearGaussianStateSpace
+from kljax.families.state_space import StateSpaceTerms as StateSpaceTerms
 
 __version__ = "0.1.0"

@@ -173,7 +173,7 @@ def in_order(first: Parts, rest: Parts) -> Parts:
 @jax.custom_jvp
 def expected_half_square(drift: Array, covariance: Array, p: Factored) -> Array:
     """tr(S_p^-1 drift S drift^T) / 2 = |C_p^-1 drift R|^2 / 2 with S = R R^T."""
-    y = p.whiten(linalg.matmul(drift, linalg.cholesky(covariance)))
+    y = p.whiten(linalg.matmul(drift, semidefinite_factor(covariance)))
     return 0.5 * jnp.sum(y * y)
 
 
@@ -181,7 +181,7 @@ def expected_half_square(drift: Array, covariance: Array, p: Factored) -> Array:
 def _expected_half_square_jvp(primals, tangents):
     # Not through the factor R: the value is linear in S.
     (drift, covariance, p), (ddrift, dcovariance, dp) = primals, tangents
-    delta = linalg.matmul(drift, linalg.cholesky(covariance))
+    delta = linalg.matmul(drift, semidefinite_factor(covariance))
     y, gain = p.whiten(delta), p.whiten(drift)
     slope = p.structure.whiten_transposed(p.factor, y)
     by_drift = p.structure.whiten_transposed(p.factor, linalg.matmul(gain, covariance))
@@ -194,6 +194,26 @@ def _expected_half_square_jvp(primals, tangents):
     change = change + 0.5 * jnp.sum(gain * linalg.matmul(gain, dcovariance))
     change = change + jnp.sum(jax.vmap(by_p, 1)(delta, y, slope))
     return 0.5 * jnp.sum(y * y), change
+
+
+def semidefinite_factor(a: Array) -> Array:
+    """A lower triangular R with R R^T = a for a that may be singular; its own column is 0 then.
+
+    What is left of a diagonal entry within its rounding is no variance.
+    """
+    size = a.shape[0]
+    index = jnp.arange(size, dtype=jnp.int32)
+    least = 8 * max(size, 1) * jnp.finfo(a.dtype).eps * linalg.diagonal(a)
+
+    def step(rest: Array, j: Array) -> tuple[Array, Array]:
+        at = (index == j).astype(a.dtype)
+        column = jnp.where(index >= j, linalg.matmul(rest, at[:, None])[:, 0], 0)
+        pivot = jnp.sum(at * column)
+        positive = pivot > jnp.sum(at * least)
+        column = column * jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, pivot, 1)), 0)
+        return rest - column[:, None] * column[None, :], column
+
+    return lax.scan(step, a, index)[1].T
 
 
 # ---- two chains -----------------------------------------------------------------------------
