@@ -34,5 +34,9 @@ from kljax.families.low_rank import LowRankMultivariateNormal as LowRankMultivar
 from kljax.families.matrix_normal import MatrixNormal as MatrixNormal
 from kljax.families.state_space import LinearGaussianStateSpace as LinearGaussianStateSpace
 from kljax.families.state_space import StateSpaceTerms as StateSpaceTerms
+from kljax.families.state_space_laws import (
+    LinearGaussianObservations as LinearGaussianObservations,
+)
+from kljax.families.state_space_laws import LinearGaussianPosterior as LinearGaussianPosterior
 
 __version__ = "0.1.0"

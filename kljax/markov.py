@@ -63,10 +63,10 @@ def _apply(f: Affine, x: Moments) -> Moments:
     loc = linalg.matmul(f.matrix, x.loc) + f.offset
     if f.noise is None or x.covariance is None:
         return Moments(loc)
-    return Moments(loc, _push(f.matrix, x.covariance) + f.noise)
+    return Moments(loc, push(f.matrix, x.covariance) + f.noise)
 
 
-def _push(a: Array, covariance: Array) -> Array:
+def push(a: Array, covariance: Array) -> Array:
     """A S A^T."""
     return linalg.symmetrize(linalg.matmul(linalg.matmul(a, covariance), a.T))
 
@@ -77,7 +77,7 @@ def _compose(first: Affine, second: Affine) -> Affine:
     matrix = linalg.matmul(second.matrix, first.matrix)
     if first.noise is None or second.noise is None:
         return Affine(matrix, offset)
-    return Affine(matrix, offset, _push(second.matrix, first.noise) + second.noise)
+    return Affine(matrix, offset, push(second.matrix, first.noise) + second.noise)
 
 
 def _sequential(initial: Moments, steps: Affine) -> Moments:
