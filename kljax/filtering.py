@@ -240,4 +240,6 @@ def innovations(x: Model, observations: Array) -> Innovations:
     inputs = x.chain.transition, x.chain.offset, of_states, observations[:-1]
     (loc, state), earlier = lax.scan(step, start, inputs)
     last = see(loc, state, observations[-1])
-    return Innovations(*(jnp.concatenate([a, b[None]]) for a, b in zip(earlier, last, strict=True)))
+    return Innovations(
+        *(jnp.concatenate([a, b[None]]) for a, b in zip(earlier, last, strict=True))
+    )

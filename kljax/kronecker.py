@@ -50,12 +50,12 @@ def trace(rows: Quotient, columns: Quotient) -> Array:
 
 
 def log_det(rows: Quotient, columns: Quotient) -> Array:
-    """log |S_p| - log |S_q|."""
+    """Log |S_p| - log |S_q|."""
     return 0 - 2 * jnp.sum(_log_diagonals(rows, columns))
 
 
 def half_log_det(factors: Factors) -> Array:
-    """log |S| / 2 = m log |Cu| + n log |Cv|."""
+    """Log |S| / 2 = m log |Cu| + n log |Cv|."""
     (u, n), (v, m) = ((x.structure.half_log_det(x.factor), len(x.factor)) for x in factors)
     return m * u + n * v
 
@@ -108,8 +108,8 @@ def _quotients_jvp(primals, tangents):
     # A scale that stays fixed drops out of X = C^-1 dC.
     (q, p), (dq, dp) = primals, tangents
     both = quotients(q, p)
-    changes = tuple(relative.change(*x) for x in zip(both, q, p, dq, dp, strict=True))
-    return both, changes
+    rows, columns = (relative.change(*x) for x in zip(both, q, p, dq, dp, strict=True))
+    return both, (rows, columns)
 
 
 def _common_scale(rows: tuple[Factored, ...], columns: tuple[Factored, ...]) -> Array:
@@ -150,7 +150,7 @@ def _scaled_quotient(q: Factored, p: Factored, a: Array, b: Array) -> Quotient:
 
 
 def _difference(a: Array, x: Array, b: Array, y: Array) -> Array:
-    """a x - b y, rounded once."""
+    """A x - b y, rounded once."""
     first, second = doubled.two_product(a, x), doubled.two_product(b, y)
     return doubled.value(doubled.subtract(first, second))
 

@@ -104,14 +104,14 @@ def propagate(initial: Moments, steps: Affine) -> Moments:
         later = _sequential(initial, steps)
     else:
         later = lax.platform_dependent(initial, steps, cpu=_sequential, default=_parallel)
-    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), initial, later)
+    return prepend(initial, later)
 
 
 def marginals(x: Chain) -> Moments:
     """Mean (T, d) and covariance (T, d, d) of every x_t."""
-    first = dense(x.initial_noise)
-    steps = Affine(x.transition, x.offset[..., None], map_time(dense, x.noise))
-    moments = propagate(Moments(x.initial_loc[:, None], first), steps)
+    noise = over_time(dense, x.initial_noise, x.noise)
+    steps = Affine(x.transition, x.offset[..., None], noise[1:])
+    moments = propagate(Moments(x.initial_loc[:, None], noise[0]), steps)
     return Moments(moments.loc[..., 0], moments.covariance)
 
 
@@ -153,21 +153,6 @@ def parts(step: Step) -> Parts:
         trace=matrices.trace(step.noise) + 2 * spread,
         log_det=matrices.log_det(step.noise),
     )
-
-
-def initial_parts(noise: Quotient, of_p: Factored, shift: Array) -> Parts:
-    """Of a law that depends on nothing before it."""
-    return Parts(
-        dispersion=matrices.dispersion(noise),
-        location=matrices.location(shift, of_p),
-        trace=matrices.trace(noise),
-        log_det=matrices.log_det(noise),
-    )
-
-
-def in_order(first: Parts, rest: Parts) -> Parts:
-    """The initial law, then the steps."""
-    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, rest)
 
 
 @jax.custom_jvp
@@ -222,20 +207,41 @@ def semidefinite_factor(a: Array) -> Array:
 def compare(q: Chain, p: Chain, q_marginals: Moments) -> Parts:
     """The parts of every step, of shape (T,) each."""
 
-    def step(noise_q, noise_p, shift, drift, covariance):
-        of_p = matrices.factorize(noise_p)
-        noise = matrices.relative_quotient(matrices.factorize(noise_q), of_p)
-        return parts(Step(noise, of_p, shift, drift, covariance))
+    def step(noise: tuple[Structure, Structure], shift, drift, covariance) -> Parts:
+        of_q, of_p = (matrices.factorize(x) for x in noise)
+        return parts(
+            Step(matrices.relative_quotient(of_q, of_p), of_p, shift, drift, covariance)
+        )
 
-    of_p = matrices.factorize(p.initial_noise)
-    noise = matrices.relative_quotient(matrices.factorize(q.initial_noise), of_p)
-    first = initial_parts(noise, of_p, q.initial_loc - p.initial_loc)
+    change = q.transition - p.transition
+    shift = map_time(times, change, q_marginals.loc[:-1]) + (q.offset - p.offset)
+    shift = prepend(q.initial_loc - p.initial_loc, shift)
+    given = shift, *after(change, q_marginals)
+    return over_time(step, (q.initial_noise, p.initial_noise), (q.noise, p.noise), *given)
 
-    drift = q.transition - p.transition
-    shift = map_time(times, drift, q_marginals.loc[:-1]) + (q.offset - p.offset)
-    assert q_marginals.covariance is not None
-    rest = map_time(step, q.noise, p.noise, shift, drift, q_marginals.covariance[:-1])
-    return in_order(first, rest)
+
+def after(drift: Array, marginals: Moments) -> tuple[Array, Array]:
+    """Drift and covariance of the state before, at every time; the first has none."""
+    assert marginals.covariance is not None
+    before = marginals.covariance[:-1]
+    nothing = jnp.zeros_like(marginals.covariance[0])
+    return prepend(nothing, drift), prepend(nothing, before)
+
+
+def prepend(first: Any, rest: Any) -> Any:
+    """What is first in time, then the rest."""
+    return jax.tree.map(lambda x, xs: jnp.concatenate([x[None], xs]), first, rest)
+
+
+def over_time(function: Callable[..., Any], initial: Any, later: Any, *given: Array) -> Any:
+    """The function of the noises (and of what is given) at every time.
+
+    One map, where the initial noise is given by the same kind of matrix as the later ones.
+    """
+    if jax.tree.structure(initial) == jax.tree.structure(later):
+        return map_time(function, prepend(initial, later), *given)
+    first = function(initial, *(x[0] for x in given))
+    return prepend(first, map_time(function, later, *(x[1:] for x in given)))
 
 
 def times(a: Array, x: Array) -> Array:
@@ -247,23 +253,23 @@ def times(a: Array, x: Array) -> Array:
 
 
 def half_log_det(x: Chain) -> Array:
-    """log |S| / 2 of the whole chain: the noises' own."""
+    """Log |S| / 2 of the whole chain: the noises' own."""
 
     def of(structure: Structure) -> Array:
         return structure.half_log_det(structure.factorize())
 
-    return of(x.initial_noise) + jnp.sum(map_time(of, x.noise))
+    return jnp.sum(over_time(of, x.initial_noise, x.noise))
 
 
 def half_square(x: Chain, point: Array) -> Array:
     """|point - loc|^2_S / 2, by the residuals of every step."""
 
-    def of(delta: Array, structure: Structure) -> Array:
+    def of(structure: Structure, delta: Array) -> Array:
         return matrices.location(delta, matrices.factorize(structure))
 
     residual = point[1:] - (map_time(times, x.transition, point[:-1]) + x.offset)
-    first = of(point[0] - x.initial_loc, x.initial_noise)
-    return first + jnp.sum(map_time(of, residual, x.noise))
+    residual = prepend(point[0] - x.initial_loc, residual)
+    return jnp.sum(over_time(of, x.initial_noise, x.noise, residual))
 
 
 def sample(x: Chain, key: Array) -> Array:
@@ -274,9 +280,9 @@ def sample(x: Chain, key: Array) -> Array:
 
     shape = (x.offset.shape[0] + 1, x.initial_loc.shape[0])
     noise = jax.random.normal(key, shape, x.initial_loc.dtype)
-    first = x.initial_loc[:, None] + color(x.initial_noise, noise[0])
-    offset = x.offset[..., None] + map_time(color, x.noise, noise[1:])
-    return propagate(Moments(first), Affine(x.transition, offset)).loc[..., 0]
+    offset = over_time(color, x.initial_noise, x.noise, noise)
+    offset = offset + prepend(x.initial_loc, x.offset)[..., None]
+    return propagate(Moments(offset[0]), Affine(x.transition, offset[1:])).loc[..., 0]
 
 
 def covariance(x: Chain) -> Array:
@@ -285,7 +291,7 @@ def covariance(x: Chain) -> Array:
     def factor(structure: Structure) -> Array:
         return structure.dense_factor(structure.factorize())
 
-    factors = jnp.concatenate([factor(x.initial_noise)[None], map_time(factor, x.noise)])
+    factors = over_time(factor, x.initial_noise, x.noise)
     length, size = factors.shape[:2]
     place = jnp.eye(length, dtype=factors.dtype)[:, None, :, None]
     blocks = (place * factors[:, :, None, :]).reshape(length, size, length * size)

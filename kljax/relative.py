@@ -1,4 +1,4 @@
-"""The quotient M = C_p^-1 C_q of two factors, from a difference of q and p known better than both.
+"""The quotient M = C_p^-1 C_q of two factors, from a difference known better than both.
 
 Kronecker factors at a common scale and the conditional laws of a chain have matrices that are
 computed, so that subtracting them would only find their rounding; what is exact is the
@@ -48,7 +48,7 @@ def log_diagonal(q: Factored, p: Factored) -> Array:
 
 
 def change(m: Quotient, q: Factored, p: Factored, dq: Factored, dp: Factored) -> Quotient:
-    """dM = M X_q - X_p M with X = C^-1 dC, as in `matrices`."""
+    """The change M X_q - X_p M of M, with X = C^-1 dC, as in `matrices`."""
     change_q = q.structure.change(q.factor, dq.structure)
     change_p = p.structure.change(p.factor, dp.structure)
     dense = m.dense()

@@ -1,7 +1,7 @@
 """The smoothing posterior of a state-space model, as a chain beside any other chain.
 
-What y_t, ..., y_T say about x_t is the factor exp(-z^T Omega z / 2 + omega^T z) in the deviation
-z = x_t - mu_t from the prior's mean. Backwards in time, with r_t = y_t - c - H mu_t,
+What y_t, ..., y_T say about x_t is the factor exp(-z^T Omega z / 2 + omega^T z) in its
+deviation z = x_t - mu_t from the mean of the prior. Backwards in time, with r_t = y_t - c - H mu_t,
 
     Omega_t = H^T R^-1 H + A^T U Omega A,   omega_t = H^T R^-1 r_t + A^T U omega,
     U = (I + Omega Q)^-1,   Sigma = Q U = (Q^-1 + Omega)^-1   (Omega, omega at t + 1).
@@ -123,20 +123,16 @@ def compare(x: Model, observations: Array, p: Chain) -> Parts:
     shift = shift + found.rest.shift
     shift = shift - map_time(markov.times, damped, found.deviation.loc[:-1])
 
-    def noise(update: Update, own: Structure, other: Structure):
+    shift = markov.prepend((x.chain.initial_loc - p.initial_loc) + found.first.shift, shift)
+
+    def step(noise: tuple[Update, Structure, Structure], *given: Array) -> Parts:
+        update, own, other = noise
         of_p = matrices.factorize(other)
         difference = filtering.covariance_difference(own, other) - update.gained
         of_q: Factored = matrices.factorize(Covariance(update.covariance))
-        return relative.quotient(of_q, of_p, difference), of_p
+        return markov.parts(Step(relative.quotient(of_q, of_p, difference), of_p, *given))
 
-    def step(update: Update, own, other, shift: Array, drift: Array, covariance: Array):
-        return markov.parts(Step(*noise(update, own, other), shift, drift, covariance))
-
-    initial = noise(found.first, x.chain.initial_noise, p.initial_noise)
-    initial_shift = (x.chain.initial_loc - p.initial_loc) + found.first.shift
-    covariance = found.deviation.covariance
-    assert covariance is not None
-    later = map_time(
-        step, found.rest, x.chain.noise, p.noise, shift, change - damped, covariance[:-1]
-    )
-    return markov.in_order(markov.initial_parts(*initial, initial_shift), later)
+    initial = found.first, x.chain.initial_noise, p.initial_noise
+    later = found.rest, x.chain.noise, p.noise
+    given = shift, *markov.after(change - damped, found.deviation)
+    return markov.over_time(step, initial, later, *given)

@@ -55,9 +55,7 @@ def conditionals(x: Blocks) -> Conditionals:
         return following, (following, transition)
 
     last = x.diagonal[-1]
-    _, (earlier, transition) = lax.scan(
-        step, last, (x.diagonal[:-1], x.lower), reverse=True
-    )
+    _, (earlier, transition) = lax.scan(step, last, (x.diagonal[:-1], x.lower), reverse=True)
     return Conditionals(jnp.concatenate([earlier, last[None]]), transition)
 
 
@@ -90,7 +88,7 @@ class _Differences(NamedTuple):
 def _differences(q: Blocks, p: Blocks) -> tuple[Pair, _Differences]:
     """Of the first state, and of every transition."""
 
-    def step(state: Pair, blocks: tuple[Array, ...]):
+    def step(state: Pair, blocks: tuple[tuple[Array, Array], ...]):
         (on_q, below_q), (on_p, below_p), (d_on, d_below) = blocks
         a_q, next_q = _eliminate(state.q, on_q, below_q)
         a_p, next_p = _eliminate(state.p, on_p, below_p)
@@ -121,42 +119,38 @@ def _noise(pair: Pair) -> tuple[matrices.Quotient, matrices.Factored]:
 def compare(q: Blocks, p: Blocks) -> Parts:
     """The parts of every step, of shape (T,) each."""
     first, rest = _differences(q, p)
+    precision = markov.prepend(first, rest.precision)
     delta = q.loc - p.loc
     shift = delta[1:] - map_time(markov.times, rest.transition_p, delta[:-1])
 
     def step(pair: Pair, shift: Array, drift: Array, covariance: Array) -> Parts:
         return markov.parts(Step(*_noise(pair), shift, drift, covariance))
 
-    covariances = _covariances(first.q, rest.precision.q, rest.transition_q)
-    later = map_time(step, rest.precision, shift, rest.drift, covariances[:-1])
-    return markov.in_order(markov.initial_parts(*_noise(first), delta[0]), later)
+    marginals = Moments(q.loc, _covariances(precision.q, rest.transition_q))
+    given = markov.prepend(delta[0], shift), *markov.after(rest.drift, marginals)
+    return map_time(step, precision, *given)
 
 
-def _covariances(first: Array, precision: Array, transition: Array) -> Array:
+def _covariances(precision: Array, transition: Array) -> Array:
     """Of every x_t, from the conditional laws."""
-    noise = map_time(_inverse, precision)
-    start = Moments(jnp.zeros_like(first[:, :1]), _inverse(first))
-    steps = Affine(transition, jnp.zeros_like(precision[..., :1]), noise)
-    covariance = markov.propagate(start, steps).covariance
+    noise = map_time(lambda x: markov.dense(Precision(x)), precision)
+    nothing = jnp.zeros_like(noise[..., :1])
+    steps = Affine(transition, nothing[1:], noise[1:])
+    covariance = markov.propagate(Moments(nothing[0], noise[0]), steps).covariance
     assert covariance is not None
     return covariance
 
 
-def _inverse(precision: Array) -> Array:
-    return markov.dense(Precision(precision))
-
-
 def covariances(x: Blocks) -> Array:
     """The covariance of every x_t, (T, d, d)."""
-    found = conditionals(x)
-    return _covariances(found.precision[0], found.precision[1:], found.transition)
+    return _covariances(*conditionals(x))
 
 
 def half_square(x: Blocks, delta: Array) -> Array:
     """delta^T P delta / 2 >= 0 as the squares of the residuals of every step."""
     found = conditionals(x)
     later = delta[1:] - map_time(markov.times, found.transition, delta[:-1])
-    residual = jnp.concatenate([delta[:1], later])
+    residual = markov.prepend(delta[0], later)
 
     def of(precision: Array, residual: Array) -> Array:
         return matrices.location(residual, matrices.factorize(Precision(precision)))
@@ -165,7 +159,7 @@ def half_square(x: Blocks, delta: Array) -> Array:
 
 
 def half_log_det(x: Blocks) -> Array:
-    """log |S| / 2."""
+    """Log |S| / 2."""
 
     def of(precision: Array) -> Array:
         structure = Precision(precision)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, linalg, markov
+from kljax import distribution, markov
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families.gaussian import GaussianTerms
@@ -15,10 +17,10 @@ from kljax.structure import Covariance, ScaleTril, Structure
 
 @record
 class GaussMarkov:
-    """The distribution of a path x_1, ..., x_T of vectors,
+    """The distribution of a path x_1, ..., x_T whose next state depends on the present alone.
 
         x_1 ~ N(initial_loc, initial_covariance),
-        x_(t+1) = transition_matrix[t] x_t + transition_offset[t] + N(0, transition_covariance[t]).
+        x_(t+1) ~ N(transition_matrix[t] x_t + transition_offset[t], transition_covariance[t]).
 
     A chain with T - 1 equal steps is `jnp.broadcast_to(matrix, (T - 1, d, d))`; under jit that
     makes no copy, and its gradient is summed over the steps.
@@ -74,8 +76,8 @@ def structure(covariance: Array | None, scale_tril: Array | None) -> Structure:
     return ScaleTril(scale_tril)
 
 
-def chain(x: GaussMarkov) -> Chain:
-    """The conditional laws of a record with the fields of a chain."""
+def chain(x: Any) -> Chain:
+    """The conditional laws of a record that has the fields of `GaussMarkov`."""
     return Chain(
         x.initial_loc,
         structure(x.initial_covariance, x.initial_scale_tril),

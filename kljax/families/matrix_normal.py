@@ -1,7 +1,7 @@
 """The matrix normal: KL in matrices of n x n and m x m, where the law has n m coordinates.
 
-    dispersion = sum over the products of the two quotients' entries, see `kronecker`
-    location   = |Cu_p^-1 (M_q - M_p) Cv_p^-T|^2 / 2
+dispersion = sum over the products of the two quotients' entries, see `kronecker`
+location   = |Cu_p^-1 (M_q - M_p) Cv_p^-T|^2 / 2
 """
 
 from __future__ import annotations

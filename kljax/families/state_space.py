@@ -17,11 +17,11 @@ from kljax.structure import Structure
 
 @record
 class LinearGaussianStateSpace:
-    """The joint distribution of states x_1, ..., x_T and observations y_1, ..., y_T,
+    """The joint distribution of states x_1, ..., x_T and observations y_1, ..., y_T.
 
         x_1 ~ N(initial_loc, initial_covariance),
-        x_(t+1) = transition_matrix[t] x_t + transition_offset[t] + N(0, transition_covariance[t]),
-        y_t = emission_matrix x_t + emission_offset + N(0, emission_covariance).
+        x_(t+1) ~ N(transition_matrix[t] x_t + transition_offset[t], transition_covariance[t]),
+        y_t ~ N(emission_matrix x_t + emission_offset, emission_covariance).
 
     An event is a path of (x_t, y_t) side by side, shape (T, d + k). `GaussMarkov` with the
     same numbers is the law of the states.
@@ -194,7 +194,11 @@ def _variance(x: LinearGaussianStateSpace) -> Array:
 
 def _covariance(x: LinearGaussianStateSpace) -> Array:
     """(T (d + k), T (d + k)), time by time, states before observations."""
-    length, size, seen = len(x.transition_offset) + 1, len(x.initial_loc), len(x.emission_offset)
+    length, size, seen = (
+        len(x.transition_offset) + 1,
+        len(x.initial_loc),
+        len(x.emission_offset),
+    )
     path = markov.covariance(gauss_markov.chain(x))
     emit = jnp.concatenate([jnp.eye(size, dtype=path.dtype), x.emission_matrix])
     emit = jnp.kron(jnp.eye(length, dtype=path.dtype), emit)

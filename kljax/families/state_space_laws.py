@@ -1,4 +1,4 @@
-"""What one asks of a state-space model: the law of its observations, and of its states given them."""
+"""Two laws of a state-space model: of the observations, and of the states given them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LinearGaussianObservations(LinearGaussianStateSpace):
 
 @record
 class LinearGaussianPosterior(LinearGaussianStateSpace):
-    """The distribution of the states x_1, ..., x_T given the observations: what a smoother finds.
+    """The distribution of the states x_1, ..., x_T given the observations, as smoothers find it.
 
     Takes the parameters of `LinearGaussianStateSpace`; an event has the shape (T, d). Its
     divergence from a `GaussMarkov` with the same chain is the KL of a state-space ELBO.
@@ -175,8 +175,9 @@ def _posterior_cross_entropy(q: LinearGaussianPosterior, p: GaussMarkov) -> Arra
     return normalizer + (0.5 * found.trace + found.location)
 
 
-def _moments(x: LinearGaussianPosterior) -> tuple[Array, Array | None]:
+def _moments(x: LinearGaussianPosterior) -> tuple[Array, Array]:
     found = smoothing.posterior(_model(_checked(x)), x.observations)
+    assert found.deviation.covariance is not None
     return found.prior_loc + found.deviation.loc, found.deviation.covariance
 
 
