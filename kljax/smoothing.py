@@ -1,7 +1,8 @@
 """The smoothing posterior of a state-space model, as a chain beside any other chain.
 
 What y_t, ..., y_T say about x_t is the factor exp(-z^T Omega z / 2 + omega^T z) in its
-deviation z = x_t - mu_t from the mean of the prior. Backwards in time, with r_t = y_t - c - H mu_t,
+deviation z = x_t - mu_t from the mean of the prior. Backwards in time, for
+r_t = y_t - c - H mu_t,
 
     Omega_t = H^T R^-1 H + A^T U Omega A,   omega_t = H^T R^-1 r_t + A^T U omega,
     U = (I + Omega Q)^-1,   Sigma = Q U = (Q^-1 + Omega)^-1   (Omega, omega at t + 1).

@@ -28,7 +28,7 @@ class LinearGaussianObservations(LinearGaussianStateSpace):
 
 @record
 class LinearGaussianPosterior(LinearGaussianStateSpace):
-    """The distribution of the states x_1, ..., x_T given the observations, as smoothers find it.
+    """The distribution of the states x_1, ..., x_T given the observations: smoothing.
 
     Takes the parameters of `LinearGaussianStateSpace`; an event has the shape (T, d). Its
     divergence from a `GaussMarkov` with the same chain is the KL of a state-space ELBO.
