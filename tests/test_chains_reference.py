@@ -92,14 +92,13 @@ def _matrices(name: str, side: dict) -> list[np.ndarray]:
         kind = "covariance_row"
         return [np.diag(np.fft.rfft(_array(side[kind])).real)] if kind in side else []
     if "precision_diagonal_blocks" in side:
-        return [_precision(_array(side[x]) for x in
-                           ("precision_diagonal_blocks", "precision_lower_blocks"))]  # fmt: skip
+        names = "precision_diagonal_blocks", "precision_lower_blocks"
+        return [_precision(*(_array(side[name]) for name in names))]
     given = (_array(value) for key, value in side.items() if key.endswith("covariance"))
     return [matrix for x in given for matrix in x.reshape(-1, *x.shape[-2:])]
 
 
-def _precision(blocks: Any) -> np.ndarray:
-    on, below = blocks
+def _precision(on: np.ndarray, below: np.ndarray) -> np.ndarray:
     length, d, _ = on.shape
     whole = np.zeros((length, d, length, d))
     for t in range(length):

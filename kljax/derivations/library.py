@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax.numpy as jnp
+
 import kljax
 from kljax.derivations import expression as ex
 from kljax.derivations import layout
@@ -93,3 +95,23 @@ def _show_record(family: type, fields: dict[str, Box]) -> Box:
         named += [*separator, layout.word(field), layout.operator("="), value]
     inside = layout.fence(layout.row(layout.RELATION, *named))
     return layout.row(layout.APPLICATION, layout.word(family.__name__), inside)
+
+
+def of_numbers(family: type, **fixed: Any) -> Any:
+    """A family whose parameters are given as numbers: axes of size 1 are put behind them.
+
+    Args:
+        family: class of a record.
+        fixed: values of fields that are no parameters of the derivation.
+    """
+    fields = getattr(family, "__dataclass_fields__")
+
+    def make(**given: Any) -> Any:
+        shaped = {}
+        for name, value in given.items():
+            value, rank = jnp.asarray(value), len(fields[name].metadata["event"])
+            shaped[name] = value.reshape((1,) * (rank - value.ndim) + value.shape)
+        return family(**shaped, **fixed)
+
+    make.__name__ = family.__name__
+    return make

@@ -27,6 +27,10 @@ NAMES = (
     "accuracy",
     "structures",
     "mixes",
+    "kronecker",
+    "circulant",
+    "markov",
+    "state_space",
 )
 
 
