@@ -178,4 +178,5 @@ def test_library_against_the_vectors(name):
 if __name__ == "__main__":
     print(f"{'file':40} {'value':>7} {'gradient':>8}   units of u cond; goals")
     for _name, _file in FILES.items():
-        print(f"{_name:40} {'%7.2f %8.2f' % measure(_name)}   {_file.goal[0]} {_file.goal[1]}")
+        _value, _gradient = measure(_name)
+        print(f"{_name:40} {_value:7.2f} {_gradient:8.2f}   {_file.goal[0]} {_file.goal[1]}")

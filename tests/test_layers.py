@@ -75,6 +75,7 @@ FLOORS = [
         "derivations.rules.moments",
         "derivations.rules.calculus",
         "derivations.rules.bounds",
+        "derivations.rules.structured",
         "derivations.derivation",
         "derivations.library",
         "derivations.mutants",

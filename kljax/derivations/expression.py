@@ -327,6 +327,18 @@ def _outer(a: Any, b: Any) -> Any:
     return jnp.outer(a, b)
 
 
+def _kronecker(a: Any, b: Any) -> Any:
+    if not isinstance(a, Series):
+        return jnp.kron(a, b)
+
+    def times(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        blocks = np.einsum("ij...,kl...->ikjl...", x, y)
+        rows, inner, columns, within = blocks.shape[:4]
+        return blocks.reshape(rows * inner, columns * within, *blocks.shape[4:])
+
+    return a.product(b, times)
+
+
 def _diagonal(a: Any) -> Any:
     return a.contract("ii...->i...") if isinstance(a, Series) else jnp.diagonal(a)
 
@@ -397,6 +409,7 @@ tr = Op("tr", _trace, lambda a: layout.call(layout.word("tr"), a))
 inv = Op("inv", _dual("inv", smallmatrix.inv), _show_inverse)
 logdet = Op("logdet", _dual("logdet", smallmatrix.logdet), _show_log_det)
 cholesky = Op("cholesky", _dual("cholesky", smallmatrix.cholesky), _called("chol"))
+kronecker = Op("kronecker", _kronecker, _infix("⊗", layout.PRODUCT, layout.ATOM))
 outer = Op("outer", _outer, _show_transposed_product)
 dot = Op("dot", _matmul, _show_dot)
 diagonal = Op("diagonal", _diagonal, _called("diag"))

@@ -104,7 +104,7 @@ def of_numbers(family: type, **fixed: Any) -> Any:
         family: class of a record.
         fixed: values of fields that are no parameters of the derivation.
     """
-    fields = getattr(family, "__dataclass_fields__")
+    fields = family.__dataclass_fields__
 
     def make(**given: Any) -> Any:
         shaped = {}

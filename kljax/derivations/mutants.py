@@ -158,7 +158,7 @@ def is_symmetric(x: Expr, shapes: dict[Expr, tuple[int, ...]]) -> bool:
     match x.op.name:
         case "inv" | "transpose" | "stop_gradient" | "negative":
             return is_symmetric(x.args[0], shapes)
-        case "add" | "subtract" | "multiply" | "divide":
+        case "add" | "subtract" | "multiply" | "divide" | "kronecker":
             return all(is_symmetric(a, shapes) for a in x.args)
         case "outer":
             return same(*x.args)

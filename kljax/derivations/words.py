@@ -30,6 +30,7 @@ from kljax.derivations.expression import expm1 as expm1
 from kljax.derivations.expression import gradient as gradient
 from kljax.derivations.expression import identity as identity
 from kljax.derivations.expression import inv as inv
+from kljax.derivations.expression import kronecker as kronecker
 from kljax.derivations.expression import log as log
 from kljax.derivations.expression import log1p as log1p
 from kljax.derivations.expression import log_mean_exp as log_mean_exp

@@ -5,7 +5,7 @@ from kljax.derivations import rules
 from kljax.derivations.catalogue import textbook
 from kljax.derivations.derivation import Derivation, Form
 from kljax.derivations.expectation import gaussian
-from kljax.derivations.expression import log, stack
+from kljax.derivations.expression import diagonal_matrix, log, ones, outer, stack
 from kljax.derivations.library import kl
 from kljax.derivations.parameters import positive_vector, vector
 
@@ -20,12 +20,13 @@ d = Derivation(
         "rho": positive_vector("λ", "eigenvalues of p of frequency 0 and 1", 2),
     },
     partners={"mu": "nu", "kappa": "rho"},
-    law=lambda t: gaussian(t.mu, _circulant(t.kappa)),
+    law=lambda t: gaussian(t.mu, _circulant(t.mu, t.kappa)),
     ends_in=(Form("CirculantNormal", "CirculantNormal"),),
     generic=6,
     answer=(
-        "The sum over the frequencies of the divergences of independent numbers, as the Fourier "
-        "transform makes every circulant matrix diagonal. Frequencies j and n − j are equal."
+        "The sum over the frequencies of the divergences of independent numbers, as the "
+        "Fourier transform makes every circulant matrix diagonal. Frequencies j and n − j are "
+        "equal."
     ),
 )
 
@@ -37,32 +38,33 @@ def _row(eigenvalues):
     return on, off
 
 
-def _circulant(eigenvalues):
-    on, off = _row(eigenvalues)
-    return stack(stack(on, off, off), stack(off, on, off), stack(off, off, on))
+def _circulant(loc, eigenvalues):
+    every = ones(loc)
+    shared = (eigenvalues[0] - eigenvalues[1]) / 3 * outer(every, every)
+    return diagonal_matrix(eigenvalues[1] * every) + shared
 
 
 @d.start("KL(q‖p)", restates="full")
 def _(E, t):
-    q, p = gaussian(t.mu, _circulant(t.kappa)), gaussian(t.nu, _circulant(t.rho))
+    q, p = gaussian(t.mu, _circulant(t.mu, t.kappa)), gaussian(t.nu, _circulant(t.nu, t.rho))
     return E(lambda x: q.log_density(x) - p.log_density(x), q)
 
 
 @d.step(rules.full_formula)
 def _(E, t):
-    return textbook.full(t.mu, _circulant(t.kappa), t.nu, _circulant(t.rho))
+    return textbook.full(t.mu, _circulant(t.mu, t.kappa), t.nu, _circulant(t.nu, t.rho))
 
 
-def _power(x):
-    """|F x|^2 / 3 of frequency 0, and of frequency 1."""
-    total = (x[0] + x[1] + x[2]) ** 2 / 3
-    rest = (x[0] ** 2 + x[1] ** 2 + x[2] ** 2) - total
+def _power(x, y):
+    """|F (x - y)|^2 / 3 of frequency 0, and of frequency 1."""
+    total = ((x[0] + x[1] + x[2]) - (y[0] + y[1] + y[2])) ** 2 / 3
+    rest = (x[0] - y[0]) ** 2 + (x[1] - y[1]) ** 2 + (x[2] - y[2]) ** 2 - total
     return total, rest / 2
 
 
 @d.step(rules.fourier)
 def _(E, t):
-    constant, wave = _power(t.mu - t.nu)
+    constant, wave = _power(t.mu, t.nu)
 
     def frequency(kappa, scale, power):
         return (kappa / scale - 1 - log(kappa / scale) + power / scale) / 2

@@ -5,7 +5,7 @@ from kljax.derivations import rules
 from kljax.derivations.catalogue import textbook
 from kljax.derivations.derivation import Derivation, Form
 from kljax.derivations.expectation import gaussian
-from kljax.derivations.expression import dimension, dot, inv, logdet, stack, tr
+from kljax.derivations.expression import dimension, dot, inv, kronecker, logdet, stack, tr
 from kljax.derivations.library import kl
 from kljax.derivations.parameters import covariance, vector
 
@@ -22,7 +22,7 @@ d = Derivation(
         "T": covariance("T", "covariance of the columns under p", 2),
     },
     partners={"mu": "nu", "U": "S", "V": "T"},
-    law=lambda t: gaussian(t.mu, _kron(t.U, t.V)),
+    law=lambda t: gaussian(t.mu, kronecker(t.U, t.V)),
     ends_in=(Form("MatrixNormal", "MatrixNormal"),),
     generic=4,
     answer=(
@@ -32,34 +32,25 @@ d = Derivation(
 )
 
 
-def _kron(A, B):
-    """The covariance of a matrix read row by row."""
-
-    def row(i, k):
-        return stack(*(A[i, j] * B[k, l] for j in range(2) for l in range(2)))
-
-    return stack(*(row(i, k) for i in range(2) for k in range(2)))
-
-
 def _matrix(x):
     return stack(stack(x[0], x[1]), stack(x[2], x[3]))
 
 
 @d.start("KL(q‖p)", restates="full")
 def _(E, t):
-    q, p = gaussian(t.mu, _kron(t.U, t.V)), gaussian(t.nu, _kron(t.S, t.T))
+    q, p = gaussian(t.mu, kronecker(t.U, t.V)), gaussian(t.nu, kronecker(t.S, t.T))
     return E(lambda x: q.log_density(x) - p.log_density(x), q)
 
 
 @d.step(rules.full_formula)
 def _(E, t):
-    return textbook.full(t.mu, _kron(t.U, t.V), t.nu, _kron(t.S, t.T))
+    return textbook.full(t.mu, kronecker(t.U, t.V), t.nu, kronecker(t.S, t.T))
 
 
 @d.step(rules.kronecker)
 def _(E, t):
     delta = t.mu - t.nu
-    mahalanobis = dot(delta, _kron(inv(t.S), inv(t.T)) @ delta)
+    mahalanobis = dot(delta, kronecker(inv(t.S), inv(t.T)) @ delta)
     log_det = 2 * (logdet(t.S) - logdet(t.U)) + 2 * (logdet(t.T) - logdet(t.V))
     trace = tr(inv(t.S) @ t.U) * tr(inv(t.T) @ t.V)
     return (trace + mahalanobis - dimension(t.mu) + log_det) / 2

@@ -1,20 +1,20 @@
 """Two Gauss-Markov chains: the chain rule along time."""
 
+from kljax import BlockTridiagonalNormal, GaussMarkov
 from kljax.derivations import rules
 from kljax.derivations.catalogue import textbook
-from kljax.derivations.derivation import Derivation, Form
+from kljax.derivations.derivation import Derivation, Form, Same
 from kljax.derivations.expectation import gaussian, log_normal, normal_by_variance
 from kljax.derivations.expression import log, stack
 from kljax.derivations.library import kl, of_numbers
 from kljax.derivations.parameters import positive, real
-from kljax import BlockTridiagonalNormal, GaussMarkov
 
 CHAIN, BLOCKS = of_numbers(GaussMarkov), BlockTridiagonalNormal
 
 d = Derivation(
     name="markov",
     title="Two chains: one step after the other",
-    question="What is the divergence of two paths whose next state depends on the present alone?",
+    question="How far apart are two paths whose next state depends on the present alone?",
     parameters={
         "mu": real("μ", "mean of the first state under q"),
         "v": positive("v", "variance of the first state under q"),
@@ -35,6 +35,17 @@ d = Derivation(
         Form("GaussMarkov", "BlockTridiagonalNormal"),
         Form("BlockTridiagonalNormal", "GaussMarkov"),
     ),
+    same=(
+        *(
+            Same(step, "((v, a v), (a v, a a v + w))", where, "It is symmetric.", "transpose")
+            for step, where in ((0, ""), (1, "the law of E_q"))
+        ),
+        Same(0, "((s, f s), (f s, f f s + r))", "", "It is symmetric.", "transpose"),
+        *(
+            Same(step, "a v", "the law of E_q", "The factor reads the lower triangle alone.")
+            for step in (0, 1)
+        ),
+    ),
     generic=6,
     far=5.0,
     answer=(
@@ -48,8 +59,8 @@ d = Derivation(
 def _joint(mean, variance, slope, shift, noise):
     """Mean and covariance of both states."""
     cross = slope * variance
-    rows = stack(variance, cross), stack(cross, slope * cross + noise)
-    return stack(mean, slope * mean + shift), stack(*rows)
+    covariance = stack(stack(variance, cross), stack(cross, slope * cross + noise))
+    return stack(mean, slope * mean + shift), covariance
 
 
 @d.start("KL(q‖p)")

@@ -10,7 +10,7 @@ from kljax import (
 )
 from kljax.derivations import rules
 from kljax.derivations.catalogue import textbook
-from kljax.derivations.derivation import Derivation, Form
+from kljax.derivations.derivation import Derivation, Form, Same
 from kljax.derivations.expectation import SIGMA, gaussian, log_normal, normal_by_variance
 from kljax.derivations.expression import log, stack
 from kljax.derivations.library import kl, of_numbers
@@ -26,6 +26,22 @@ JOINT = of_numbers(LinearGaussianStateSpace, **_NO_STEPS)
 SEEN = of_numbers(LinearGaussianObservations, **_NO_STEPS)
 POSTERIOR = of_numbers(LinearGaussianPosterior, **_NO_STEPS)
 PRIOR = of_numbers(GaussMarkov, **_NO_STEPS)
+
+# Parts of the mean and the variance of a law inside its own density.
+_SEEN = ("h μ", "h² v + w", "h² v", "h²")
+_PRECISION = "1/v + h²/w"
+_GIVEN = (
+    f"(μ/v + h ν/w)/({_PRECISION})",
+    "μ/v + h ν/w",
+    "μ/v",
+    "h ν/w",
+    "h ν",
+    _PRECISION,
+    "1/v",
+    "h²/w",
+    "h²",
+    f"1/({_PRECISION})",
+)
 
 d = Derivation(
     name="state_space",
@@ -51,6 +67,22 @@ d = Derivation(
         Form("LinearGaussianObservations", "LinearGaussianObservations"),
         Form("LinearGaussianPosterior", "GaussMarkov"),
     ),
+    same=(
+        *(
+            Same(step, "((v, h v), (h v, h h v + w))", where, "It is symmetric.", "transpose")
+            for step, where in ((0, ""), (1, "the law of E_q"))
+        ),
+        Same(0, "((s, k s), (k s, k k s + r))", "", "It is symmetric.", "transpose"),
+        *(
+            Same(step, "h v", "the law of E_q", "The factor reads the lower triangle alone.")
+            for step in (0, 1)
+        ),
+        *(
+            Same(step, was, "E_q", "The score of a law has mean 0 under it, so nothing bends.")
+            for step, parts in ((5, _SEEN), (8, _GIVEN))
+            for was in parts
+        ),
+    ),
     generic=6,
     far=5.0,
     answer=(
@@ -64,8 +96,8 @@ d = Derivation(
 def _both(mean, variance, slope, noise):
     """Mean and covariance of state and observation."""
     cross = slope * variance
-    rows = stack(variance, cross), stack(cross, slope * cross + noise)
-    return stack(mean, slope * mean), stack(*rows)
+    covariance = stack(stack(variance, cross), stack(cross, slope * cross + noise))
+    return stack(mean, slope * mean), covariance
 
 
 @d.start("KL of state and observation")

@@ -54,6 +54,9 @@ from kljax.derivations.rules.moments import univariate_mean as univariate_mean
 from kljax.derivations.rules.moments import variance as variance
 from kljax.derivations.rules.moments import whitening as whitening
 from kljax.derivations.rules.rule import Rule as Rule
+from kljax.derivations.rules.structured import fourier as fourier
+from kljax.derivations.rules.structured import kronecker as kronecker
+from kljax.derivations.rules.structured import matrix_of_a_vector as matrix_of_a_vector
 
 
 def catalogue() -> dict[str, Rule]:
