@@ -59,8 +59,15 @@ class Moments(NamedTuple):
     covariance: Array | None = None
 
 
+def _product(a: Array, b: Array) -> Array:
+    """A b; of small matrices as a sum, which a loop's body takes in without a call."""
+    if max(a.shape + b.shape) > 8:
+        return linalg.matmul(a, b)
+    return jnp.sum(a[:, :, None] * b[None, :, :], axis=1)
+
+
 def _apply(f: Affine, x: Moments) -> Moments:
-    loc = linalg.matmul(f.matrix, x.loc) + f.offset
+    loc = _product(f.matrix, x.loc) + f.offset
     if f.noise is None or x.covariance is None:
         return Moments(loc)
     return Moments(loc, push(f.matrix, x.covariance) + f.noise)
@@ -68,7 +75,7 @@ def _apply(f: Affine, x: Moments) -> Moments:
 
 def push(a: Array, covariance: Array) -> Array:
     """A S A^T."""
-    return linalg.symmetrize(linalg.matmul(linalg.matmul(a, covariance), a.T))
+    return linalg.symmetrize(_product(_product(a, covariance), a.T))
 
 
 def _compose(first: Affine, second: Affine) -> Affine:
@@ -192,7 +199,7 @@ def semidefinite_factor(a: Array) -> Array:
 
     def step(rest: Array, j: Array) -> tuple[Array, Array]:
         at = (index == j).astype(a.dtype)
-        column = jnp.where(index >= j, linalg.matmul(rest, at[:, None])[:, 0], 0)
+        column = jnp.where(index >= j, jnp.sum(rest * at[None, :], axis=1), 0)
         pivot = jnp.sum(at * column)
         positive = pivot > jnp.sum(at * least)
         column = column * jnp.where(positive, 1 / jnp.sqrt(jnp.where(positive, pivot, 1)), 0)
