@@ -86,7 +86,7 @@ def test_density_entropy_moments_and_samples(kind, x64):
         return kljax.log_prob(q, x), drawn, *(function(q) for function in asked)
 
     log_prob, drawn, entropy, *moments = jax.tree.map(np.asarray, ask(q, x))
-    law = scipy.stats.multivariate_normal(mean, covariance)
+    law = scipy.stats.multivariate_normal(mean, covariance)  # pyright: ignore
     np.testing.assert_allclose(log_prob, law.logpdf(x.reshape(2, -1)), rtol=1e-9)
     np.testing.assert_allclose(entropy, law.entropy(), rtol=1e-9)
     want = mean.reshape(event), np.diag(covariance).reshape(event), covariance
@@ -285,7 +285,9 @@ def test_no_dense_array(kind):
     assert 0 < largest_array(program.jaxpr) < entries / 10
     if kind == "chain" or FULL:
         compiled = _value_and_gradient.lower(q, p).compile()
-        memory = compiled.memory_analysis().temp_size_in_bytes
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        memory = analysis.temp_size_in_bytes
         assert memory < 4 * entries / 2, memory / (4 * entries)
 
 
