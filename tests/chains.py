@@ -196,7 +196,7 @@ def _seen_through(
     return np.concatenate([mean, seen_mean])[order], whole[np.ix_(order, order)]
 
 
-def dense_terms(q: Any, p: Any) -> dict[str, float]:
+def dense_terms(q: Any, p: Any) -> dict[str, Any]:
     """The textbook formula on the dense laws."""
     (q_mean, q_covariance), (p_mean, p_covariance) = dense(q), dense(p)
     delta = q_mean - p_mean
