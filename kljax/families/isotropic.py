@@ -136,10 +136,6 @@ def _rule(name: str) -> Callable[..., Array]:
     return of_diagonal
 
 
-distribution.register_distribution(
-    IsotropicNormal,
-    **{
-        name: _rule(name)
-        for name in ("log_prob", "sample", "entropy", "mean", "variance", "covariance")
-    },
-)
+_ASKED = ("log_prob", "sample", "entropy", "mean", "variance", "covariance")
+_RULES: dict[str, Any] = {name: _rule(name) for name in _ASKED}
+distribution.register_distribution(IsotropicNormal, **_RULES)
