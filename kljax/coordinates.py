@@ -236,6 +236,8 @@ def add_up(x: Array) -> Array:
     XLA adds what it computes on the way one by one, not vectorized. So a few strips are
     added as vectors first, in a loop of their own, and only what is left is reduced.
     """
+    if not x.ndim:
+        return x
     size = x.shape[0]
     strips = next((n for n in (8, 4, 2) if size >= 16 * n), 1)
     width = size // strips

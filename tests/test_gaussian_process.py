@@ -75,14 +75,14 @@ def test_the_kernel_is_factorized_once():
     shared, each = jnp.eye(points), jnp.stack([jnp.eye(points)] * OUTPUTS)
     for kernel, once in ((shared, True), (each, False)):
         closed = jax.make_jaxpr(kljax.gaussian_process_kl)(q_mu, q_sqrt, kernel)
-        assert (() in _square_roots(closed.jaxpr)) == once
+        assert ((1, 1) in _square_roots(closed.jaxpr)) == once
 
 
 def _square_roots(jaxpr) -> list[tuple[int, ...]]:
     """Shapes of what a square root is taken of: the pivots of a factorization."""
     found = []
     for equation in jaxpr.eqns:
-        if equation.primitive.name == "sqrt":
+        if equation.primitive.name == "rsqrt":
             found.append(equation.outvars[0].aval.shape)
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)

@@ -125,7 +125,7 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
     # Last, since they clear what is compiled (see _forget).
     "q and p swapped, coordinates": (
         DIAGONAL,
-        [(gaussian, "_groups", _swapped(gaussian._groups))],
+        [(gaussian, "_by_coordinate", _swapped(gaussian._by_coordinate))],
         {"definition", "terms", "sampled"},
     ),
     "sum of cancelling terms": (

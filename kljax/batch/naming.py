@@ -33,9 +33,11 @@ def records(
             f"there is no closed form for {_names(of_q)} in {q_file!r} against "
             f"{_names(of_p)} in {p_file!r}."
         )
-    # A file holds a batch rather than one distribution of an event as long.
-    most = max(_batched(a) + _batched(b) for a, b in found)
-    found = [pair for pair in found if _batched(pair[0]) + _batched(pair[1]) == most]
+    # Parameters of a file are as many; and it holds a batch rather than one distribution of
+    # an event as long.
+    for preference in (_uneven, _single):
+        least = min(preference(a) + preference(b) for a, b in found)
+        found = [x for x in found if preference(x[0]) + preference(x[1]) == least]
     if len(found) > 1:
         pair = " or ".join(f"{type(a).__name__} and {type(b).__name__}" for a, b in found)
         raise FileError(f"the files may hold {pair}; say --q-family and --p-family.")
@@ -130,10 +132,19 @@ def _as_matrices(value: Any, event: tuple[str, ...], sizes: dict[str, int]) -> A
     return Matrices(value, tuple(shape)) if product == value.shape[1] else value
 
 
-def _batched(x: Any) -> int:
-    ranks = [
+def _batch_ranks(x: Any) -> set[int]:
+    return {
         len(value.shape) - len(field.metadata["event"])
         for field in dataclasses.fields(x)
         if (value := getattr(x, field.name)) is not None
-    ]
-    return max(ranks)
+    }
+
+
+def _uneven(x: Any) -> int:
+    """Whether some parameters have a batch and others have none."""
+    return len(_batch_ranks(x)) - 1
+
+
+def _single(x: Any) -> int:
+    """Whether there is no batch."""
+    return 1 - max(_batch_ranks(x))

@@ -19,6 +19,7 @@ MVN = kljax.MultivariateNormal
 ISOTROPIC = kljax.IsotropicNormal
 LOW_RANK = kljax.LowRankMultivariateNormal
 BLOCKS = kljax.BlockDiagonalNormal
+CIRCULANT = kljax.CirculantNormal
 
 # A family, or one each for q and p.
 _Family = type | tuple[type, type]

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kljax import constraints, coordinates, distribution, special
+from kljax import constraints, coordinates, dense, distribution, special
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families.gaussian import GaussianTerms
+from kljax.families.gaussian_mixes import DenseGaussian, register_dense
 from kljax.structure import Variance
 
 
@@ -200,3 +201,11 @@ register_kl(
     cross_entropy=_cross_entropy,
     cost="O(n log n)",
 )(_kl)
+
+
+def _dense(x: CirculantNormal) -> DenseGaussian:
+    """A circulant covariance as a matrix; from eigenvalues it is rounded once."""
+    return DenseGaussian(x.loc, dense.exactly(_covariance(x)))
+
+
+register_dense(CirculantNormal, _dense)

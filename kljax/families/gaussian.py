@@ -168,11 +168,9 @@ def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
     """Dispersion and location, each a sum of non-negative terms."""
     delta = q.loc - p.loc
     match _structure(q), _structure(p):
-        case (Diagonal() as s, Diagonal() as t):
-            dispersion, location = coordinates.dispersion(s, t), coordinates.location(delta, t)
-            if s.value.ndim:
-                return coordinates.add_up(dispersion), coordinates.add_up(location)
-            return dispersion, location
+        case (Diagonal(), Diagonal()):
+            dispersion, location = _by_coordinate(q, p)
+            return coordinates.add_up(dispersion), coordinates.add_up(location)
         case (ScaleTril() as s, ScaleTril() as t):
             return factors.groups(s.value, t.value, delta)
         case (Covariance(), Covariance()):
@@ -183,6 +181,14 @@ def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
             factored = matrices.factorize(t)
             m = matrices.relative_quotient(matrices.factorize(s), factored)
             return matrices.dispersion(m), matrices.location(delta, factored)
+
+
+def _by_coordinate(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
+    """Dispersion and location of every coordinate."""
+    s, t = _structure(q), _structure(p)
+    assert isinstance(s, Diagonal)
+    assert isinstance(t, Diagonal)
+    return coordinates.dispersion(s, t), coordinates.location(q.loc - p.loc, t)
 
 
 def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
@@ -202,9 +208,9 @@ def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
 def _kl(q: Gaussian, p: Gaussian) -> Array:
     """KL = (tr(S_p^-1 S_q) - d + log |S_p| - log |S_q| + |m_q - m_p|^2_p) / 2."""
     match _structure(q), _structure(p):
-        case (Diagonal() as s, Diagonal() as t) if s.value.ndim:
-            both = coordinates.dispersion(s, t) + coordinates.location(q.loc - p.loc, t)
-            return coordinates.add_up(both)
+        case (Diagonal(), Diagonal()):
+            dispersion, location = _by_coordinate(q, p)
+            return coordinates.add_up(dispersion + location)
         case _:
             dispersion, location = _groups(q, p)
             return dispersion + location
