@@ -492,7 +492,9 @@ def main(argv: list[str] | None = None) -> int:
         "MultivariateNormal"
     )
     if args.store:
-        ACHIEVED.write_text(json.dumps(achieved, indent=1, ensure_ascii=False) + "\n")
+        # With --only, the other rows keep their figures.
+        kept = json.loads(ACHIEVED.read_text()) | achieved
+        ACHIEVED.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
     return 1 if failed else 0
 
 

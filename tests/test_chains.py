@@ -276,7 +276,7 @@ def largest_array(jaxpr: Any) -> int:
 LARGE = ["matrix", "circulant", "chain", "blocks", "joint", "observations", "posterior"]
 
 
-@pytest.mark.parametrize("kind", LARGE)
+@pytest.mark.parametrize("kind", LARGE if FULL else LARGE[1:])
 def test_no_dense_array(kind):
     """Neither in the value nor in the gradient; a tenth of a dense matrix would be seen."""
     q, entries = _large(kind)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from typing import Any
 
 import jax
@@ -314,9 +315,14 @@ def _check_different_ranks_and_blocks(rng: np.random.Generator) -> None:
     )
 
 
+_LONG = pytest.mark.skipif(
+    not os.environ.get("KLJAX_FULL"), reason="compiles long: KLJAX_FULL=1 runs it"
+)
+
 # ---- one door -------------------------------------------------------------------------------
 
 
+@_LONG
 def test_low_rank_in_high_precision_and_forward():
     q, p = (to_dtype(draw(kljax.LowRankMultivariateNormal, rng_for(s), d=5, r=2)) for s in "qp")
     kl, gradient = jax.jit(_value_and_grad)(q, p)
@@ -327,6 +333,7 @@ def test_low_rank_in_high_precision_and_forward():
     np.testing.assert_allclose(slope, sum(jax.tree.leaves(products)), rtol=1e-5)
 
 
+@_LONG
 def test_second_order_is_the_slope_of_the_gradient(x64):
     q, p = (
         to_dtype(draw(kljax.LowRankMultivariateNormal, rng_for(s), d=4, r=1), jnp.float64)
