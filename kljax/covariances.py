@@ -20,7 +20,7 @@ from jax import Array
 
 from kljax import coordinates, factors, linalg, special
 from kljax.factors import Groups, inner
-from kljax.linalg import settled
+from kljax.linalg import Divisor, settled
 from kljax.structure import Scale
 
 WRITTEN_OUT = 8
@@ -135,39 +135,39 @@ def _written_out(a: _Symmetric, b: _Symmetric, delta: Array) -> Groups:
     K = L^-1 N.
     """
     size = b.size
-    lower, d, inverse = _root_free(b)
+    lower, d, over = _root_free(b)
     lower_a, f, _ = _root_free(a)
     z = _both_sides(lower, [[a[i, j] - b[i, j] for j in range(size)] for i in range(size)])
     square = jnp.zeros((), b.dtype)
     for i in range(size):
         for j in range(i + 1):
-            part = (z[i][j] * inverse[i]) * (z[i][j] * inverse[j])
+            part = over[i](z[i][j]) * over[j](z[i][j])
             square = square + (part if i == j else 2 * part)
 
     near = jnp.zeros((), b.dtype)
-    k, g, u = _root_free_deviation(z, d, inverse)
+    k, g, u = _root_free_deviation(z, d, over)
     for i in range(size):
         near = near + special.x_minus_log1p_near_zero(u[i])[1]
         for j in range(i):
-            near = near + (k[i][j] * k[i][j]) * (g[j] * inverse[i])
+            near = near + (k[i][j] * k[i][j]) * over[i](g[j])
 
     far = factors.variance_dispersions(f, d)
     for j in range(size):
         column = _substitute_unit(lower, [lower_a[i][j] for i in range(j, size)], j)
         for i, x in enumerate(column[1:], start=j + 1):
-            far = far + (x * x) * (f[j] * inverse[i])
+            far = far + (x * x) * over[i](f[j])
 
     location = jnp.zeros((), b.dtype)
     for i, x in enumerate(_substitute_unit(lower, [delta[i] for i in range(size)], 0)):
-        location = location + (x * x) * inverse[i]
+        location = location + x * over[i](x)
     return Groups(0.5 * jnp.where(square < NEAR**2, near, far), 0.5 * location)
 
 
-def _root_free(a: _Symmetric) -> tuple[_Rows, list[Array], list[Array]]:
-    """L, D and 1 / D of a = L D L^T, for scalars of a symmetric matrix."""
+def _root_free(a: _Symmetric) -> tuple[_Rows, list[Array], list[Divisor]]:
+    """L, D and division by D of a = L D L^T, for scalars of a symmetric matrix."""
     lower: _Rows = []
     pivots: list[Array] = []
-    inverse: list[Array] = []
+    over: list[Divisor] = []
     for i in range(a.size):
         scaled: list[Array] = []
         lower.append([])
@@ -176,14 +176,14 @@ def _root_free(a: _Symmetric) -> tuple[_Rows, list[Array], list[Array]]:
             for l in range(j):
                 rest = rest - scaled[l] * lower[j][l]
             scaled.append(rest)
-            lower[i].append(rest * inverse[j])
+            lower[i].append(over[j](rest))
         pivot = a[i, i]
         for x, y in zip(scaled, lower[i], strict=True):
             pivot = pivot - x * y
         lower[i].append(jnp.ones((), a.dtype))
         pivots.append(jnp.where(pivot > 0, pivot, jnp.nan))
-        inverse.append(1 / pivots[i])
-    return lower, pivots, inverse
+        over.append(Divisor(pivots[i]))
+    return lower, pivots, over
 
 
 def _both_sides(lower: _Rows, d: _Rows) -> _Rows:
@@ -194,12 +194,12 @@ def _both_sides(lower: _Rows, d: _Rows) -> _Rows:
 
 
 def _root_free_deviation(
-    z: _Rows, d: list[Array], inverse: list[Array]
+    z: _Rows, d: list[Array], over_d: list[Divisor]
 ) -> tuple[_Rows, list[Array], list[Array]]:
     """K, G and u with D + z = K G K^T and u_i = g_i / d_i - 1, to the accuracy of z."""
     lower: _Rows = []
     pivots: list[Array] = []
-    reciprocal: list[Array] = []
+    over: list[Divisor] = []
     deviations: list[Array] = []
     for i in range(len(z)):
         scaled: list[Array] = []
@@ -209,13 +209,13 @@ def _root_free_deviation(
             for l in range(j):
                 rest = rest - scaled[l] * lower[j][l]
             scaled.append(rest)
-            lower[i].append(rest * reciprocal[j])
+            lower[i].append(over[j](rest))
         change = z[i][i]
         for x, y in zip(scaled, lower[i], strict=True):
             change = change - x * y
-        deviations.append(change * inverse[i])
+        deviations.append(over_d[i](change))
         pivots.append(d[i] + change)
-        reciprocal.append(1 / pivots[i])
+        over.append(Divisor(pivots[i]))
     return lower, pivots, deviations
 
 

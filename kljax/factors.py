@@ -24,7 +24,7 @@ from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from kljax import coordinates, linalg, special
-from kljax.linalg import settled
+from kljax.linalg import Divisor, settled
 from kljax.structure import Scale
 
 WRITTEN_OUT = 16
@@ -104,27 +104,27 @@ def _written_out(q: Array, p: Array, delta: Array) -> Groups:
     """
     size = p.shape[0]
     rows = [[p[i, j] for j in range(i + 1)] for i in range(size)]
-    inverse = [1 / p[i, i] for i in range(size)]
+    over = [Divisor(p[i, i]) for i in range(size)]
     squares = location = jnp.zeros((), p.dtype)
     for j in range(size):
-        column = substitute(rows, inverse, [q[i, j] - p[i, j] for i in range(j, size)], j)
+        column = substitute(rows, over, [q[i, j] - p[i, j] for i in range(j, size)], j)
         for e in column[1:]:
             squares = squares + e * e
-    for y in substitute(rows, inverse, [delta[i] for i in range(size)], 0):
+    for y in substitute(rows, over, [delta[i] for i in range(size)], 0):
         location = location + y * y
     on = dispersions([q[i, i] for i in range(size)], [p[i, i] for i in range(size)])
     return Groups(on + 0.5 * squares, 0.5 * location)
 
 
 def substitute(
-    rows: list[list[Array]], inverse: list[Array], b: list[Array], start: int
+    rows: list[list[Array]], over: list[Divisor], b: list[Array], start: int
 ) -> list[Array]:
     """The column L^-1 b from row `start` on; b is zero above, and may end early."""
     x: list[Array] = []
     for i, rest in enumerate(b, start=start):
         for j, known in enumerate(x, start=start):
             rest = rest - rows[i][j] * known
-        x.append(rest * inverse[i])
+        x.append(over[i](rest))
     return x
 
 
@@ -137,8 +137,8 @@ def dispersions(q: list[Array], p: list[Array]) -> Array:
     total = jnp.zeros((), p[0].dtype)
     above = below = jnp.ones((), p[0].dtype)
     for x, y in zip(q, p, strict=True):
-        inverse = 1 / y
-        ratio, d = x * inverse, (x - y) * inverse
+        over = Divisor(y)
+        ratio, d = over(x), over(x - y)
         near, x_minus_log1p = special.x_minus_log1p_near_zero(d)
         top, up = special.mantissa_and_exponent(x)
         bottom, down = special.mantissa_and_exponent(y)
@@ -154,11 +154,11 @@ def variance_dispersions(q: list[Array], p: list[Array]) -> Array:
     total = jnp.zeros((), p[0].dtype)
     above = below = jnp.ones((), p[0].dtype)
     for x, y in zip(q, p, strict=True):
-        inverse = 1 / y
-        near, x_minus_log1p = special.x_minus_log1p_near_zero((x - y) * inverse)
+        over = Divisor(y)
+        near, x_minus_log1p = special.x_minus_log1p_near_zero(over(x - y))
         top, up = special.mantissa_and_exponent(x)
         bottom, down = special.mantissa_and_exponent(y)
-        far = special.subtract_times_log2(x * inverse - 1, up - down)
+        far = special.subtract_times_log2(over(x) - 1, up - down)
         total = total + jnp.where(near, x_minus_log1p, far)
         above = above * jnp.where(near, 1, top)
         below = below * jnp.where(near, 1, bottom)

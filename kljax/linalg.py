@@ -44,6 +44,26 @@ def _alone(x: Array) -> Array:
     return x * jnp.where(first == first, jnp.ones_like(first), jnp.nan)
 
 
+class Divisor:
+    """Division by y as a product, which XLA puts into one loop with others.
+
+    1 / y of the largest numbers is subnormal and would be flushed to 0, so what is divided
+    by them is first made smaller, with y, by a power of two.
+    """
+
+    def __init__(self, y: Array) -> None:
+        self._shift = jnp.where(jnp.abs(y) > 2.0**64, 2.0**-64, 1.0).astype(y.dtype)
+        self._inverse = settled(1 / (y * self._shift)) if y.ndim else 1 / (y * self._shift)
+
+    def __getitem__(self, i: int) -> Callable[[Array], Array]:
+        """Division by entry i of a vector y."""
+        shift, inverse = self._shift[i], self._inverse[i]
+        return lambda x: (x * shift) * inverse
+
+    def __call__(self, x: Array) -> Array:
+        return (x * self._shift) * self._inverse
+
+
 def matmul(a: Array, b: Array) -> Array:
     """Product of two matrices in full precision (accelerators default to fewer bits).
 
@@ -79,11 +99,6 @@ def replace_diagonal(a: Array, values: Array) -> Array:
 
 def _is_diagonal(size: int) -> Array:
     return jnp.eye(size, dtype=bool)
-
-
-def lower(a: Array) -> Array:
-    """What is on and below the diagonal."""
-    return jnp.tril(a)
 
 
 def strict_lower(a: Array) -> Array:
@@ -277,25 +292,25 @@ def _pad_identity(a: Array, size: int) -> Array:
 
 def _substitute(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     """lower^-1 b, row by row."""
-    inverse = settled(1 / diagonal(lower))
+    over = Divisor(diagonal(lower))
     rows: list[Array] = []
     for i in range(lower.shape[0]):
         rest = b[i : i + 1]
         for j, row in enumerate(rows):
             rest = rest - lower[i, j] * row
-        rows.append(rest * inverse[i])
+        rows.append(over[i](rest))
     return settled(keep(_from_rows(rows))) if rows else b
 
 
 def _substitute_transposed(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     """lower^-T b, row by row from the last."""
-    inverse = settled(1 / diagonal(lower))
+    over = Divisor(diagonal(lower))
     rows: list[Array] = []
     for i in reversed(range(lower.shape[0])):
         rest = b[i : i + 1]
         for j, row in enumerate(rows, start=i + 1):
             rest = rest - lower[j, i] * row
-        rows.insert(0, rest * inverse[i])
+        rows.insert(0, over[i](rest))
     return settled(keep(_from_rows(rows))) if rows else b
 
 
