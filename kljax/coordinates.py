@@ -16,11 +16,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from kljax import doubled, special
 from kljax.doubled import Doubled
-from kljax.linalg import settled
 from kljax.structure import Diagonal, LogVariance, Scale, Variance
 
 
@@ -28,10 +27,10 @@ def variance_ratio(q: Diagonal, p: Diagonal) -> Array:
     """v_q / v_p."""
     match q, p:
         case (Scale(), Scale()):
-            ratio = special.divide(q.value, p.value)
+            ratio = special.over(q.value, p.value)
             return ratio * ratio
         case (Variance(), Variance()):
-            return special.divide(q.value, p.value)
+            return special.over(q.value, p.value)
         case _:
             return special.exp(log_variance_ratio(q, p))
 
@@ -59,19 +58,14 @@ def _log_variance_ratio_jvp(primals, tangents):
 
 def _log_ratio(q: Diagonal, p: Diagonal) -> Doubled:
     """log(v_q / v_p) to twice the digits."""
+    if isinstance(q, LogVariance) and isinstance(p, LogVariance):
+        return doubled.two_sum(q.value, -p.value)
     return doubled.subtract(q.log_variance(), p.log_variance())
 
 
 def _log_quotient(x: Array, y: Array) -> Array:
-    """log(x / y): from the difference when near, from both logarithms when x / y overflows."""
-    info = jnp.finfo(x.dtype)
-    ratio = x / y
-    far = jnp.where(
-        (ratio > 2 * info.tiny) & (ratio < info.max / 2),
-        special.log(ratio),
-        special.log(x) - special.log(y),
-    )
-    return _when_near((x - y) / y, special.log1p, far)
+    """log(x / y), from the difference where they are near."""
+    return special.Quotient.of(x, y).log()
 
 
 def _when_near(
@@ -97,32 +91,26 @@ def dispersion(q: Diagonal, p: Diagonal) -> Array:
     """(v_q / v_p - 1 - log(v_q / v_p)) / 2 >= 0."""
     match q, p:
         case (Scale(), Scale()):
-            ratio, difference = q.value / p.value, (q.value - p.value) / p.value
-            near = special.x_minus_log1p(difference) + 0.5 * difference * difference
-            far = (0.5 * (ratio - 1)) * (ratio + 1) - _log_quotient(q.value, p.value)
-            return jnp.where((ratio > 0.25) & (ratio < 4), near, far)
+            r = special.Quotient.of(q.value, p.value)
+            near = r.excess_minus_log() + (0.5 * r.excess) * r.excess
+            return jnp.where(r.near, near, (0.5 * r.excess) * (r.excess + 2) - r.log())
         case (Variance(), Variance()):
-            ratio, difference = q.value / p.value, (q.value - p.value) / p.value
-            near = 0.5 * special.x_minus_log1p(difference)
-            half_ratio = (0.5 * q.value) / p.value
-            far = (half_ratio - 0.5) - 0.5 * _log_quotient(q.value, p.value)
-            return jnp.where((ratio > 0.25) & (ratio < 4), near, far)
+            r = special.Quotient.of(q.value, p.value)
+            far = _half_quotient(q.value, p.value) - 0.5 - 0.5 * r.log()
+            return jnp.where(r.near, 0.5 * r.excess_minus_log(), far)
         case (Scale(), Variance()) | (Variance(), Scale()):
             return _when_near(
                 _relative_difference(q, p),
                 lambda u: 0.5 * special.x_minus_log1p(u),
-                _half_expm1_minus(_log_ratio(q, p)),
+                special.half_expm1_minus_sum(*_log_ratio(q, p)),
             )
         case _:
-            return _half_expm1_minus(_log_ratio(q, p))
+            return special.half_expm1_minus_sum(*_log_ratio(q, p))
 
 
-def _half_expm1_minus(t: Doubled) -> Array:
-    """(e^t - 1 - t) / 2."""
-    main = special.half_expm1_minus_x(t.high)
-    # (e^t - 1) / 2; bounded, since the low part of an infinite t.high may be negative
-    slope = jnp.minimum(main + 0.5 * t.high, jnp.finfo(main.dtype).max)
-    return main + jnp.where(t.low == 0, 0, t.low * slope)
+def _half_quotient(x: Array, y: Array) -> Array:
+    """X / (2 y), finite also where x / y is not."""
+    return jnp.where(jnp.abs(x) > 1, special.over(0.5 * x, y), 0.5 * special.over(x, y))
 
 
 @dispersion.defjvp
@@ -136,18 +124,15 @@ def _dispersion_slopes(q: Diagonal, p: Diagonal) -> tuple[Array, Array]:
     """The derivatives by the values of q and p."""
     match q, p:
         case (Scale(), Scale()):
-            inverse_q, inverse_p = (special.reciprocal(x.value) for x in (q, p))
-            difference = special.divide(q.value - p.value, p.value)
-            ratio = special.divide(q.value, p.value)
-            by_q = difference * (inverse_q + inverse_p)
-            return by_q, -((difference * inverse_p) * (1 + ratio))
+            excess = special.excess(q.value, p.value)
+            by_q = special.over(excess, q.value) + special.over(excess, p.value)
+            return by_q, -(special.over(excess, p.value) * (2 + excess))
         case (Variance(), Variance()):
             gap = 0.5 * (q.value - p.value)
             larger = jnp.maximum(q.value, p.value)
             smaller = jnp.minimum(q.value, p.value)
-            by_q = special.divide(gap, larger) * special.reciprocal(smaller)
-            by_p = special.divide(gap, p.value) * special.reciprocal(p.value)
-            return by_q, -by_p
+            by_q = special.over(special.over(gap, larger), smaller)
+            return by_q, -special.over(special.over(gap, p.value), p.value)
         case _:
             return _slope_of_log_ratio(q, p, q), -_slope_of_log_ratio(q, p, p)
 
@@ -162,10 +147,7 @@ def _slope_of_log_ratio(q: Diagonal, p: Diagonal, by: Diagonal) -> Array:
 @jax.custom_jvp
 def _half_expm1(q: Diagonal, p: Diagonal) -> Array:
     """(v_q / v_p - 1) / 2, finite wherever the dispersion is."""
-    t = _log_ratio(q, p)
-    half = special.half_expm1(t.high)
-    bounded = jnp.minimum(half, jnp.finfo(half.dtype).max)
-    return half + jnp.where(t.low == 0, 0, t.low * (0.5 + bounded))
+    return special.half_expm1(*_log_ratio(q, p))
 
 
 @_half_expm1.defjvp
@@ -202,10 +184,10 @@ def location(delta: Array, p: Diagonal) -> Array:
     """delta^2 / (2 v_p) >= 0."""
     match p:
         case Scale():
-            z = delta / p.value
+            z = special.over(delta, p.value)
             return (0.5 * z) * z
         case Variance():
-            return (0.5 * delta) * (delta / p.value)
+            return delta * _half_quotient(delta, p.value)
         case _:
             z = special.times_exp(delta, -0.5 * p.value)
             return (0.5 * z) * z
@@ -216,15 +198,15 @@ def _location_jvp(primals, tangents):
     (delta, p), (ddelta, dp) = primals, tangents
     match p:
         case Scale():
-            z = special.divide(delta, p.value)
-            by_delta = z * special.reciprocal(p.value)
+            z = special.over(delta, p.value)
+            by_delta = special.over(z, p.value)
             by_p = -(by_delta * z)
         case Variance():
-            by_delta = special.divide(delta, p.value)
+            by_delta = special.over(delta, p.value)
             by_p = -(0.5 * by_delta) * by_delta
         case _:
             z = special.times_exp(delta, -0.5 * p.value)
-            by_delta = special.times_exp(z, -0.5 * p.value)
+            by_delta = special.times_exp(delta, -p.value)
             by_p = -(0.5 * z) * z
     return location(delta, p), by_delta * ddelta + by_p * dp.value
 
@@ -233,21 +215,24 @@ def _location_jvp(primals, tangents):
 def add_up(x: Array) -> Array:
     """The sum over coordinates.
 
-    XLA adds what it computes on the way one by one, not vectorized. So a few strips are
-    added as vectors first, in a loop of their own, and only what is left is reduced.
+    XLA's loops for CPUs add what they compute on the way one by one. So a few strips are
+    added as vectors, in the loop that computes them, and a product with ones adds the rest.
     """
     if not x.ndim:
         return x
+    return lax.platform_dependent(x, cpu=_add_up_by_product, default=jnp.sum)
+
+
+def _add_up_by_product(x: Array) -> Array:
     size = x.shape[0]
-    strips = next((n for n in (8, 4, 2) if size >= 16 * n), 1)
+    strips = next((n for n in (8, 4, 2) if size >= 16 * n and size % n == 0), 1)
     width = size // strips
     total = x[:width]
     for i in range(1, strips):
         total = total + x[i * width : (i + 1) * width]
-    rest = x[strips * width :]
-    if rest.size:
-        total = jnp.concatenate([total, rest])
-    return jnp.sum(settled(total))
+    ones = jnp.ones(width, x.dtype)
+    contract = (((0,), (0,)), ((), ()))
+    return lax.dot_general(total, ones, contract, precision=lax.Precision.HIGHEST)
 
 
 @add_up.defjvp

@@ -12,7 +12,7 @@ same substitution). Derivatives are rules, not differentiated polynomials.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +85,23 @@ _ATANH = {
         0.9817804785764808,
     ),
 }
+# The first of them again, for what powers of two leave: |x| <= log(2) / 2.
+_PHI_REST = {
+    np.dtype(np.float32): (0.5, 0.1666657606, 0.04166655346, 0.008363333082, 0.0013926376),
+    np.dtype(np.float64): (
+        0.5,
+        0.16666666666666671,
+        0.04166666666666667,
+        0.0083333333333259856,
+        0.0013888888888883642,
+        0.00019841269875342142,
+        2.4801587325920162e-5,
+        2.7557254740405415e-6,
+        2.7557273171941028e-7,
+        2.5105490906986695e-8,
+        2.091488256348507e-9,
+    ),
+}
 _PHI_LIMIT = 1.25
 _LOG1P_LOW, _LOG1P_HIGH = -0.5, 3.0
 
@@ -112,10 +129,24 @@ def as_float(x: Any) -> Array:
 
 def power_of_two(n: Array, dtype: Any) -> Array:
     """2^n for whole n within the normal range, built from its bits."""
+    return _with_exponent(n.astype(_integers(dtype)), dtype)
+
+
+def _powers_of_two(n: Array, dtype: Any) -> tuple[Array, Array]:
+    """Two powers of two with the product 2^n, for whole n within twice the normal range."""
+    whole = n.astype(_integers(dtype))
+    half = whole >> 1
+    return _with_exponent(half, dtype), _with_exponent(whole - half, dtype)
+
+
+def _integers(dtype: Any) -> Any:
+    """The integers of as many bits."""
+    return jnp.int32 if jnp.finfo(dtype).bits == 32 else jnp.int64
+
+
+def _with_exponent(n: Array, dtype: Any) -> Array:
     info = jnp.finfo(dtype)
-    kind = jnp.int32 if info.bits == 32 else jnp.int64
-    bits = (n.astype(kind) + (info.maxexp - 1)) << info.nmant
-    return lax.bitcast_convert_type(bits, dtype)
+    return lax.bitcast_convert_type((n + (info.maxexp - 1)) << info.nmant, dtype)
 
 
 def _reduced(x: Array) -> tuple[Array, Array]:
@@ -128,7 +159,7 @@ def _reduced(x: Array) -> tuple[Array, Array]:
 def _exponent(x: Array) -> tuple[Array, Array]:
     """N and m with e^x = 2^n (1 + m) and -0.3 < m < 0.42."""
     n, rest = _reduced(x)
-    return n, rest + rest * rest * _horner(_PHI[x.dtype], rest)
+    return n, rest + rest * rest * _horner(_PHI_REST[x.dtype], rest)
 
 
 @jax.custom_jvp
@@ -138,11 +169,15 @@ def times_exp(x: Array, y: Array) -> Array:
 
 
 def _exp_multiplier(y: Array):
-    limit = 1.36 * jnp.finfo(y.dtype).maxexp
+    limit = 2 * _whole_range(y.dtype)
     n, m = _exponent(jnp.clip(y, -limit, limit))
-    half = jnp.trunc(0.5 * n)
-    first, second = power_of_two(half, y.dtype), power_of_two(n - half, y.dtype)
+    first, second = _powers_of_two(n, y.dtype)
     return lambda x: ((x * first) * (1 + m)) * second
+
+
+def _whole_range(dtype: Any) -> float:
+    """The logarithm of the largest power of two."""
+    return (jnp.finfo(dtype).maxexp - 1) * float(np.log(2))
 
 
 @times_exp.defjvp
@@ -162,36 +197,40 @@ def exp(x: Array) -> Array:
 @jax.custom_jvp
 def expm1(x: Array) -> Array:
     """e^x - 1."""
-    return _expm1(x, 1.0)
+    return _expm1(x, jnp.zeros_like(x), 1.0)
 
 
-def half_expm1(x: Array) -> Array:
-    """(e^x - 1) / 2, finite up to x = log 2 + log of the largest float; no rule of its own."""
-    return _expm1(x, 0.5)
+def half_expm1(x: Array, low: Array) -> Array:
+    """(e^t - 1) / 2 of t = x + low to twice the digits; no rule of its own.
+
+    Finite up to t = log 2 + log of the largest float.
+    """
+    return _expm1(x, low, 0.5)
 
 
-def _expm1(x: Array, factor: float) -> Array:
-    small, y, gap, power = _expm1_parts(x)
+def _expm1(x: Array, low: Array, factor: float) -> Array:
+    small, y, gap, power = _expm1_parts(x, low)
     far = (4 * factor) * ((power - 0.25) + power * (y + gap))
-    return jnp.where(small, factor * (y + gap), _limits(x, far, jnp.inf, -factor))
+    return jnp.where(small, factor * (y + (gap + low)), far)
 
 
-def _expm1_parts(x: Array) -> tuple[Array, Array, Array, Array]:
-    """Whether |x| is small, y, e^y - 1 - y and 2^(n-2), with x = y or x = n log 2 + y.
+def _expm1_parts(x: Array, low: Array) -> tuple[Array, Array, Array, Array]:
+    """Whether |x| is small, y, e^y - 1 - y and 2^(n-2), with x = y or x + low = n log 2 + y.
 
     One polynomial, for x itself if that is small, or for what 2^n leaves of it. A quarter
-    of the power, since e^x / 4 does not overflow with e^x.
+    of the power, since e^x / 4 does not overflow with e^x. It is that of the nearest x for
+    which it changes the result: beyond, the result is infinite or the power is lost in it.
     """
     small = jnp.abs(x) < _PHI_LIMIT
-    top = jnp.finfo(x.dtype).maxexp * np.log(2)
+    top = _top(x.dtype)
     n, rest = _reduced(jnp.clip(x, 6 - top, top + 1))
-    y = jnp.where(small, x, rest)
+    y = jnp.where(small, x, rest + low)
     return small, y, y * y * _horner(_PHI[x.dtype], y), power_of_two(n - 2, x.dtype)
 
 
-def _limits(x: Array, value: Array, high: float, low: Array | float) -> Array:
-    top = jnp.finfo(x.dtype).maxexp * np.log(2)
-    return jnp.where(x > top + 1, high, jnp.where(x < 6 - top, low, value))
+def _top(dtype: Any) -> float:
+    """Log of the largest float."""
+    return jnp.finfo(dtype).maxexp * float(np.log(2))
 
 
 @expm1.defjvp
@@ -200,12 +239,12 @@ def _expm1_jvp(primals, tangents):
     return expm1(x), exp(x) * dx
 
 
-def _expm1_minus_x(x: Array, factor: float) -> Array:
-    """Factor (e^x - 1 - x) for a factor of 1 or 1/2, without overflow on the way."""
-    small, y, gap, power = _expm1_parts(x)
-    linear = 0.25 + 0.25 * x
-    far = (4 * factor) * ((power - linear) + power * (y + gap))
-    return jnp.where(small, factor * gap, _limits(x, far, jnp.inf, (-4 * factor) * linear))
+def _expm1_minus_x(x: Array, low: Array, factor: float) -> Array:
+    """Factor (e^t - 1 - t), t = x + low, for a factor of 1 or 1/2; no overflow on the way."""
+    small, y, gap, power = _expm1_parts(x, low)
+    linear = 0.25 + 0.25 * jnp.minimum(x, _top(x.dtype) + 1)
+    far = (4 * factor) * ((power - linear) + (power * (y + gap) - 0.25 * low))
+    return jnp.where(small, factor * (gap + low * y), far)
 
 
 @jax.custom_jvp
@@ -219,7 +258,7 @@ def expm1_minus_x(x: Array) -> Array:
         Array of the shape of x; its derivative is e^x - 1.
     """
     x = as_float(x)
-    return _expm1_minus_x(x, 1.0)
+    return _expm1_minus_x(x, jnp.zeros_like(x), 1.0)
 
 
 @expm1_minus_x.defjvp
@@ -230,14 +269,19 @@ def _expm1_minus_x_jvp(primals, tangents):
 
 @jax.custom_jvp
 def half_expm1_minus_x(x: Array) -> Array:
-    """(e^x - 1 - x) / 2, finite up to x = 1 + log of the largest float."""
-    return _expm1_minus_x(x, 0.5)
+    """(e^x - 1 - x) / 2, finite up to x = log 2 + log of the largest float."""
+    return half_expm1_minus_sum(x, jnp.zeros_like(x))
 
 
 @half_expm1_minus_x.defjvp
 def _half_expm1_minus_x_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     return half_expm1_minus_x(x), 0.5 * expm1(x) * dx
+
+
+def half_expm1_minus_sum(x: Array, low: Array) -> Array:
+    """(e^t - 1 - t) / 2 of t = x + low to twice the digits; no rule of its own."""
+    return _expm1_minus_x(x, low, 0.5)
 
 
 @jax.custom_jvp
@@ -271,12 +315,107 @@ def _log1p_window(x: Array) -> tuple[Array, Array, Array, Array]:
 def mantissa_and_exponent(x: Array) -> tuple[Array, Array]:
     """M and n with x = 2^n m and m between sqrt(1/2) and sqrt(2), both floats."""
     info = jnp.finfo(x.dtype)
-    kind = jnp.int32 if info.bits == 32 else jnp.int64
+    kind = _integers(x.dtype)
     root_half = np.sqrt(np.asarray(0.5, x.dtype)).view(np.dtype(kind))
     bits = lax.bitcast_convert_type(x, kind)
     exponent = (bits - root_half) >> info.nmant
     m = lax.bitcast_convert_type(bits - (exponent << info.nmant), x.dtype)
     return m, exponent.astype(x.dtype)
+
+
+def _fields(x: Array) -> tuple[Array, Array]:
+    """The biased exponent and the fraction of x > 0, as integers."""
+    nmant = jnp.finfo(x.dtype).nmant
+    bits = lax.bitcast_convert_type(x, _integers(x.dtype))
+    return bits >> nmant, bits & ((1 << nmant) - 1)
+
+
+def _inverse_power(y: Array) -> Array:
+    """A power of two c with 1/2 <= c y < 1 (below 4 for the largest y, so that c is normal)."""
+    info = jnp.finfo(y.dtype)
+    exponent = jnp.maximum(2 * info.maxexp - 3 - _fields(y)[0], 1)
+    return lax.bitcast_convert_type(exponent << info.nmant, y.dtype)
+
+
+@jax.custom_jvp
+def over(x: Array, y: Array) -> Array:
+    """X / y for y > 0, as a product, which XLA puts into one loop with others.
+
+    Both are scaled by a power of two first: of the largest y, 1 / y would be flushed to 0.
+    """
+    power = _inverse_power(y)
+    return (x * power) * (1 / (y * power))
+
+
+@over.defjvp
+def _over_jvp(primals, tangents):
+    x, y = primals
+    dx, dy = tangents
+    quotient = over(x, y)
+    return quotient, over(dx - quotient * dy, y)
+
+
+@jax.custom_jvp
+def excess(x: Array, y: Array) -> Array:
+    """X / y - 1 from the difference, for x and y > 0."""
+    power = _inverse_power(y)
+    return (x * power - y * power) * (1 / (y * power))
+
+
+@excess.defjvp
+def _excess_jvp(primals, tangents):
+    x, y = primals
+    dx, dy = tangents
+    out = excess(x, y)
+    return out, over(dx - (1 + out) * dy, y)
+
+
+class Quotient(NamedTuple):
+    """X / y = 1 + excess = 2^n (1 + s) / (1 - s), with n = 0 between 1/4 and 4.
+
+    So log(x / y) = n log 2 + 2 s + 2 s tail, and near 1, where n is 0, nothing cancels in
+    excess - log(x / y) = s (excess - 2 tail). All of it by products: see `over`.
+    """
+
+    near: Array
+    excess: Array
+    s: Array
+    tail: Array
+    n: Array
+
+    @classmethod
+    def of(cls, x: Array, y: Array) -> Quotient:
+        """For x and y > 0; no rules of its own."""
+        power = _inverse_power(y)
+        x_scaled, y_scaled = x * power, y * power
+        near = (x_scaled > 0.25 * y_scaled) & (x_scaled < 4 * y_scaled)
+        (up, x_fraction), (down, y_fraction) = _fields(x), _fields(y)
+        x_reduced = jnp.where(near, x_scaled, _one_plus(x_fraction, x.dtype))
+        y_reduced = jnp.where(near, y_scaled, _one_plus(y_fraction, y.dtype))
+        s = (x_reduced - y_reduced) * (1 / (x_reduced + y_reduced))
+        t = s * s
+        return cls(
+            near=near,
+            excess=(x_scaled - y_scaled) * (1 / y_scaled),
+            s=s,
+            tail=t * _horner(_ATANH[s.dtype], t),
+            n=jnp.where(near, 0, up - down).astype(x.dtype),
+        )
+
+    def log(self) -> Array:
+        high, low = _LOG2[self.s.dtype]
+        rest = 2 * self.s + (2 * self.s) * self.tail
+        return self.n * high + (self.n * low + rest)
+
+    def excess_minus_log(self) -> Array:
+        """Where near."""
+        return self.s * (self.excess - 2 * self.tail)
+
+
+def _one_plus(fraction: Array, dtype: Any) -> Array:
+    """The number between 1 and 2 with these bits behind the point."""
+    info = jnp.finfo(dtype)
+    return lax.bitcast_convert_type(fraction | ((info.maxexp - 1) << info.nmant), dtype)
 
 
 def _log_parts(x: Array) -> tuple[Array, Array]:

@@ -156,7 +156,7 @@ class Scale(Diagonal):
         return special.log(self.value)
 
     def log_variance(self) -> Doubled:
-        half = doubled.log(self.value)
+        half = _settled_log(self.value)
         return Doubled(2 * half.high, 2 * half.low)
 
     def rate(self) -> Array:
@@ -177,7 +177,7 @@ class Variance(Diagonal):
         return 0.5 * special.log(self.value)
 
     def log_variance(self) -> Doubled:
-        return doubled.log(self.value)
+        return _settled_log(self.value)
 
     def rate(self) -> Array:
         return special.reciprocal(self.value)
@@ -201,6 +201,12 @@ class LogVariance(Diagonal):
 
     def rate(self) -> Array:
         return jnp.ones_like(self.value)
+
+
+def _settled_log(x: Array) -> Doubled:
+    """Log x, once: of a prior without batch axes not again for every q."""
+    log = doubled.log(x)
+    return Doubled(linalg.settled(log.high), linalg.settled(log.low))
 
 
 # ---- a matrix -----------------------------------------------------------------------------

@@ -10,7 +10,11 @@ from mpmath import mpf
 mpmath.mp.dps = 60
 
 # Of (e^x - 1 - x) / x^2 and of (atanh(sqrt t) / sqrt t - 1) / t: terms in single and double.
-FITS = {"_PHI": (-1.25, 1.25, 9, 16), "_ATANH": (0, 0.3605, 8, 18)}
+FITS = {
+    "_PHI": (-1.25, 1.25, 9, 16),
+    "_PHI_REST": (-0.3475, 0.3475, 5, 11),
+    "_ATANH": (0, 0.3605, 8, 18),
+}
 
 
 def phi(x: mpf) -> mpf:
@@ -33,8 +37,8 @@ def fit(function: Callable[[mpf], mpf], low: float, high: float, terms: int) -> 
 
 
 def main() -> None:
-    for name, function in (("_PHI", phi), ("_ATANH", atanh_tail)):
-        low, high, single, double = FITS[name]
+    for name, (low, high, single, double) in FITS.items():
+        function = atanh_tail if name == "_ATANH" else phi
         for terms, digits in ((single, 10), (double, 17)):
             print(name, f"{terms} terms")
             for coefficient in fit(function, low, high, terms):
