@@ -39,7 +39,8 @@ def call(function: Callable[..., _T], *records: Any, **static: Any) -> _T:
 
 def _nan_with_gradient(x: Array) -> Array:
     """A result that is nan has a gradient of nan by every parameter, not only by some."""
-    return x * jnp.where(jnp.isnan(x), jnp.nan, 1.0).astype(x.dtype)
+    # Settled: or where only the gradient is asked for, every number of it evaluates x anew.
+    return x * linalg.settled(_mark(jnp.isnan(x), x.dtype))
 
 
 def _poison(argument: Argument) -> Array:

@@ -116,8 +116,11 @@ def _half_quotient(x: Array, y: Array) -> Array:
 @dispersion.defjvp
 def _dispersion_jvp(primals, tangents):
     (q, p), (dq, dp) = primals, tangents
+    value = dispersion(q, p)
+    if isinstance(q, LogVariance) and isinstance(p, LogVariance):
+        return value, _times_difference(_half_expm1(q, p), dq.value - dp.value)
     by_q, by_p = _dispersion_slopes(q, p)
-    return dispersion(q, p), by_q * dq.value + by_p * dp.value
+    return value, by_q * dq.value + by_p * dp.value
 
 
 def _dispersion_slopes(q: Diagonal, p: Diagonal) -> tuple[Array, Array]:
@@ -208,7 +211,16 @@ def _location_jvp(primals, tangents):
             z = special.times_exp(delta, -0.5 * p.value)
             by_delta = special.times_exp(delta, -p.value)
             by_p = -(0.5 * z) * z
-    return location(delta, p), by_delta * ddelta + by_p * dp.value
+    return location(delta, p), _times_difference(by_delta, ddelta) + by_p * dp.value
+
+
+def _times_difference(slope: Array, tangent: Array) -> Array:
+    """Slope times the tangent of x - y, for which the cotangents of x and y are opposite.
+
+    XLA would evaluate a product for each of them; what ends in a division it evaluates once.
+    """
+    one = lax.stop_gradient(jnp.where(slope == slope, jnp.ones_like(slope), slope))
+    return slope * (tangent / one)
 
 
 @jax.custom_jvp

@@ -57,8 +57,10 @@ def two_product(a: Array, b: Array) -> Doubled:
 
 
 def add(a: Doubled, b: Doubled) -> Doubled:
-    total = two_sum(a.high, b.high)
-    return two_sum(total.high, total.low + (a.low + b.low))
+    total, error = two_sum(a.high, b.high)
+    rest = error + (a.low + b.low)
+    high = total + rest
+    return Doubled(high, jnp.where(jnp.isfinite(total), (total - high) + rest, 0))
 
 
 def subtract(a: Doubled, b: Doubled) -> Doubled:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
-from kljax import coordinates, linalg, special
+from kljax import blocks, coordinates, linalg, special
 from kljax.linalg import Divisor, settled
 from kljax.structure import Scale
 
@@ -49,21 +49,22 @@ def groups(q: Array, p: Array, delta: Array) -> Groups:
 def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     q, p, delta = primals
     dq, dp, ddelta = tangents
-    triangle = linalg.Triangle(p)
-    e, y = _whitened(q, p, delta)
+    size = p.shape[0]
     ratio, difference = _diagonal_ratio(q, p)
     # r - 1/r = (r - 1) (1 + 1/r), also where r is almost 1
-    slope_on = settled(difference * (1 + special.reciprocal(ratio)))
-    w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
-    s = triangle.solve_transposed(y)
-
-    def by_p() -> Array:
-        return jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
-
-    change = inner(lambda: w, dq) - inner(by_p, dp)
+    slope_on = settled(difference * (1 + 1 / ratio))
+    ratio = settled(ratio)
+    if linalg.LEAF < size <= 2 * linalg.LEAF:
+        y, w, by_p, s = _slopes_of_blocks(q, p, delta, ratio, slope_on)
+    else:
+        triangle = linalg.Triangle(p)
+        e, y = _whitened(q, p, delta)
+        w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
+        by_p = jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
+        s = triangle.solve_transposed(y)
+    change = inner(lambda: w, dq) - inner(lambda: by_p, dp)
     moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
-    small = 0 < p.shape[0] <= WRITTEN_OUT
-    value = groups(q, p, delta) if small else _from_whitened(q, p, e, y)
+    value = groups(q, p, delta) if 0 < size <= WRITTEN_OUT else _from_whitened(q, p, e, y)
     return value, Groups(change, moved)
 
 
@@ -77,6 +78,20 @@ def inner(gradient: Callable[[], Array], tangent: Any) -> Array:
     return jnp.sum(gradient() * tangent)
 
 
+def _slopes_of_blocks(
+    q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array
+) -> tuple[Array, Array, Array, Array]:
+    """Y, W, W M^T and s by the inverse of P, all in blocks."""
+    inverse = blocks.inverse(p)
+    e = blocks.product(inverse, blocks.lower(q - p))
+    y = blocks.times(inverse, blocks.halves(delta[:, None]))
+    w = blocks.transposed_product(inverse, blocks.replace_diagonal(e, slope_on))
+    by_p = blocks.product_transposed(w, blocks.replace_diagonal(e, ratio))
+    s = blocks.transposed_times(inverse, y)
+    y, s = jnp.concatenate(y), jnp.concatenate(s)
+    return y, blocks.together(w), blocks.together(by_p), s
+
+
 def _whitened(q: Array, p: Array, delta: Array) -> tuple[Array, Array]:
     """E, strictly below its diagonal, and y as a column."""
     triangle = linalg.Triangle(p)
@@ -85,8 +100,8 @@ def _whitened(q: Array, p: Array, delta: Array) -> tuple[Array, Array]:
 
 def _diagonal_ratio(q: Array, p: Array) -> tuple[Array, Array]:
     """R = Q_ii / P_ii, and r - 1 from the difference."""
-    on_q, on_p = linalg.diagonal(q), linalg.diagonal(p)
-    return settled(on_q / on_p), settled((on_q - on_p) / on_p)
+    on_q, on_p = settled(linalg.diagonal(q)), settled(linalg.diagonal(p))
+    return special.over(on_q, on_p), special.excess(on_q, on_p)
 
 
 def _from_whitened(q: Array, p: Array, e: Array, y: Array) -> Groups:

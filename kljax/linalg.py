@@ -31,7 +31,7 @@ def settled(x: Array) -> Array:
     return x / jnp.where(x == x, jnp.ones_like(x), x)
 
 
-def _alone(x: Array) -> Array:
+def alone(x: Array) -> Array:
     """X in a loop of its own, not in that of its only reader (all nan if its first is).
 
     Put together with others, a matrix would be evaluated element by element. A division is
@@ -185,7 +185,7 @@ class Triangle:
         middle, half = self._split(low, high)
         top = self.solve(b[:half], low, middle)
         rest = settled(b[half:] - matmul(self.matrix[middle:high, low:middle], top))
-        return jnp.concatenate([top, _alone(self.solve(rest, middle, high))])
+        return jnp.concatenate([top, alone(self.solve(rest, middle, high))])
 
     def solve_transposed(self, b: Array, low: int = 0, high: int | None = None) -> Array:
         """L^-T b."""
@@ -195,7 +195,7 @@ class Triangle:
         middle, half = self._split(low, high)
         bottom = self.solve_transposed(b[half:], middle, high)
         rest = settled(b[:half] - matmul(self.matrix[middle:high, low:middle].T, bottom))
-        return jnp.concatenate([_alone(self.solve_transposed(rest, low, middle)), bottom])
+        return jnp.concatenate([alone(self.solve_transposed(rest, low, middle)), bottom])
 
     def quotient_below(self, b: Array, low: int = 0, high: int | None = None) -> Array:
         """L^-1 b below its diagonal, for lower triangular b."""
@@ -276,7 +276,7 @@ def _half(size: int, leaf: int) -> int:
 
 def _from_blocks(top: Array, left: Array, bottom: Array) -> Array:
     """[[top, 0], [left, bottom]]."""
-    top, left, bottom = _alone(top), _alone(left), _alone(bottom)
+    top, left, bottom = alone(top), alone(left), alone(bottom)
     upper = jnp.pad(top, ((0, 0), (0, bottom.shape[1])))
     return jnp.concatenate([upper, jnp.concatenate([left, bottom], axis=1)])
 

@@ -130,7 +130,13 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
     ),
     "sum of cancelling terms": (
         DIAGONAL,
-        [(special, "x_minus_log1p", lambda x: (1 + x) - 1 - jnp.log(1 + x))],
+        [
+            (
+                special.Quotient,
+                "excess_minus_log",
+                lambda r: (1 + r.excess) - 1 - jnp.log(1 + r.excess),
+            )
+        ],
         {"nonnegative"},
     ),
 }

@@ -97,6 +97,18 @@ def test_forward_mode_is_reverse_mode(which):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_gradient_alone_does_not_evaluate_the_value_for_every_number():
+    """The divergence of small factors is one long expression, and no matrix repeats it."""
+    size = 6
+    q = kljax.MultivariateNormal(jnp.zeros((3, size)), jnp.stack([jnp.eye(size)] * 3))
+    p = kljax.MultivariateNormal(q.loc + 1, 2 * q.scale_tril)
+    program = jax.jit(jax.grad(lambda q, p: jnp.sum(kljax.kl_divergence(q, p)), (0, 1)))
+    text = program.lower(q, p).compile().as_text()
+    loops = [body for body in text.split("\n\n") if "-> f32[3,6" in body.split("{")[0]]
+    assert loops
+    assert max(body.count(" multiply(") for body in loops) < 60
+
+
 def _fisher(which, x) -> dict[str, np.ndarray]:
     """Fisher information of loc and of the spread, flattened, in the textbook's form."""
     loc = np.eye(np.size(x.loc))
