@@ -56,15 +56,17 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     ratio = settled(ratio)
     if linalg.LEAF < size <= 2 * linalg.LEAF:
         y, w, by_p, s = _slopes_of_blocks(q, p, delta, ratio, slope_on)
+        value = groups(q, p, delta)
     else:
         triangle = linalg.Triangle(p)
         e, y = _whitened(q, p, delta)
         w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
         by_p = jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
         s = triangle.solve_transposed(y)
+        written_out = 0 < size <= WRITTEN_OUT
+        value = groups(q, p, delta) if written_out else _from_whitened(q, p, e, y)
     change = inner(lambda: w, dq) - inner(lambda: by_p, dp)
     moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
-    value = groups(q, p, delta) if 0 < size <= WRITTEN_OUT else _from_whitened(q, p, e, y)
     return value, Groups(change, moved)
 
 
