@@ -35,14 +35,14 @@ def groups(a: Array, b: Array, delta: Array) -> Groups:
     """
     if 0 < b.shape[0] <= WRITTEN_OUT:
         return _written_out(_Symmetric(a), _Symmetric(b), delta)
-    a, b = linalg.symmetrize(a), linalg.symmetrize(b)
+    a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
     return _from_whitened(a, *_whitened(a, b, delta))
 
 
 def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     a, b, delta = primals
     da, db, ddelta = tangents
-    a, b = linalg.symmetrize(a), linalg.symmetrize(b)
+    a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
     factor, inverse, s, y = _whitened(a, b, delta)
 
     def between(x: Array) -> Array:
@@ -70,10 +70,10 @@ groups.defjvp(_groups_jvp, symbolic_zeros=True)
 
 def _whitened(a: Array, b: Array, delta: Array) -> tuple[Array, Array, Array, Array]:
     """C, C^-1, S and y as a column."""
-    factor = settled(linalg.cholesky(b))
-    inverse = settled(linalg.inverse_lower(factor))
+    factor = linalg.cholesky(b)
+    inverse = linalg.inverse_lower(factor)
     half = settled(linalg.matmul(inverse, settled(a - b)))
-    s = settled(linalg.matmul(half, inverse.T))
+    s = settled(linalg.matmul(half, settled(inverse.T)))
     y = settled(linalg.matmul(inverse, delta[:, None]))
     return factor, inverse, settled(linalg.symmetrize(s)), y
 
@@ -86,13 +86,13 @@ def _is_near(s: Array) -> Array:
 def _quotient(a: Array, inverse: Array, s: Array) -> Array:
     """M, lower triangular."""
     deviation = linalg.cholesky_deviation(s)
-    far = linalg.matmul(inverse, settled(linalg.cholesky(a)))
+    far = linalg.matmul(inverse, linalg.cholesky(a))
     near = deviation + jnp.eye(s.shape[0], dtype=s.dtype)
     return settled(jnp.tril(jnp.where(_is_near(s), near, far)))
 
 
 def _from_whitened(a: Array, factor: Array, inverse: Array, s: Array, y: Array) -> Groups:
-    deviation, factor_a = linalg.cholesky_deviation(s), settled(linalg.cholesky(a))
+    deviation, factor_a = linalg.cholesky_deviation(s), linalg.cholesky(a)
     far = linalg.matmul(inverse, factor_a)
     far_on = coordinates.dispersion(
         Scale(linalg.diagonal(factor_a)), Scale(linalg.diagonal(factor))

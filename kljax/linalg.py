@@ -20,6 +20,7 @@ LEAF = 8
 WIDE = 64
 _WRITTEN_OUT = 16
 _FACTOR_LEAF = 4
+_HALVED = 32
 
 
 def settled(x: Array) -> Array:
@@ -209,7 +210,7 @@ class Triangle:
         on = diagonal(b[:half, :half]) / diagonal(self.matrix[low:middle, low:middle])
         across = self.matrix[middle:high, low:middle]
         rest = settled(b[half:, :half] - matmul(across, top) - across * on[None, :])
-        return _from_blocks(top, self.solve(rest, middle, high), bottom)
+        return from_blocks(top, self.solve(rest, middle, high), bottom)
 
     def quotient_transposed(self, b: Array, low: int = 0, high: int | None = None) -> Array:
         """The lower triangle of L^-T b, for lower triangular b."""
@@ -220,7 +221,7 @@ class Triangle:
         bottom = self.quotient_transposed(b[half:, half:], middle, high)
         left = self.solve_transposed(b[half:, :half], middle, high)
         rest = settled(b[:half, :half] - matmul(self.matrix[middle:high, low:middle].T, left))
-        return _from_blocks(self.quotient_transposed(rest, low, middle), left, bottom)
+        return from_blocks(self.quotient_transposed(rest, low, middle), left, bottom)
 
     def _split(self, low: int, high: int) -> tuple[int, int]:
         half = _half(high - low, self._leaf)
@@ -250,7 +251,7 @@ def inverse_lower(lower: Array) -> Array:
     half = _half(size, LEAF)
     top, bottom = inverse_lower(lower[:half, :half]), inverse_lower(lower[half:, half:])
     left = matmul(bottom, settled(matmul(lower[half:, :half], top)))
-    return _from_blocks(top, -left, bottom)
+    return from_blocks(top, -left, bottom)
 
 
 def lower_product_transposed(a: Array, b: Array) -> Array:
@@ -263,7 +264,7 @@ def lower_product_transposed(a: Array, b: Array) -> Array:
     left = matmul(a[half:, :half], b[:half, :half].T)
     bottom = matmul(a[half:, :half], b[half:, :half].T)
     bottom = bottom + lower_product_transposed(a[half:, half:], b[half:, half:])
-    return _from_blocks(top, left, bottom)
+    return from_blocks(top, left, bottom)
 
 
 def _half(size: int, leaf: int) -> int:
@@ -274,11 +275,21 @@ def _half(size: int, leaf: int) -> int:
     return half
 
 
-def _from_blocks(top: Array, left: Array, bottom: Array) -> Array:
-    """[[top, 0], [left, bottom]]."""
+def from_blocks(top: Array, left: Array, bottom: Array) -> Array:
+    """[[top, 0], [left, bottom]]; above the diagonals of top and bottom as they are.
+
+    Selected, not concatenated, since XLA makes one loop of that.
+    """
+    half, rest = top.shape[0], bottom.shape[0]
     top, left, bottom = alone(top), alone(left), alone(bottom)
-    upper = jnp.pad(top, ((0, 0), (0, bottom.shape[1])))
-    return jnp.concatenate([upper, jnp.concatenate([left, bottom], axis=1)])
+    row, column = (lax.broadcasted_iota(jnp.int32, (half + rest,) * 2, i) for i in (0, 1))
+    above = jnp.pad(top, ((0, rest), (0, rest)))
+    below = jnp.where(
+        column < half,
+        jnp.pad(left, ((half, 0), (0, rest))),
+        jnp.pad(bottom, ((half, 0), (half, 0))),
+    )
+    return settled(jnp.where(row < half, above, below))
 
 
 def _pad_identity(a: Array, size: int) -> Array:
@@ -358,7 +369,7 @@ def _factorize(a: Array, identity: int) -> Array:
     size = a.shape[0]
     if size <= _FACTOR_LEAF:
         return _factorize_leaf(a, identity) if size else a
-    if size > _WRITTEN_OUT:
+    if size > _HALVED:
         return _factorize_panels(a, identity)
     half = _half(size, _FACTOR_LEAF)
     top = _factorize(a[:half, :half], identity)
@@ -366,34 +377,31 @@ def _factorize(a: Array, identity: int) -> Array:
     across = Triangle(whole).solve(a[:half, half:])
     left = settled(across.T)
     rest = settled(a[half:, half:] - matmul(left, across))
-    return _from_blocks(top, left, _factorize(rest, identity))
+    return from_blocks(top, left, _factorize(rest, identity))
 
 
 def _factorize_panels(a: Array, identity: int) -> Array:
-    """One panel of `LEAF` columns a step of a loop, each subtracted from what is left."""
+    """`LEAF` rows of the transposed factor a step of a loop, subtracted from what is left."""
     size = a.shape[0]
     padded = -(-size // LEAF) * LEAF
     a = jnp.pad(a, ((0, padded - size), (0, padded - size)))
     if not identity:
         a = a + on_diagonal((jnp.arange(padded) >= size).astype(a.dtype))
     eye = identity * jnp.eye(LEAF, dtype=a.dtype)
-    row, zero = jnp.arange(padded)[:, None], np.int32(0)
+    column, zero = jnp.arange(padded)[None, :], np.int32(0)
 
-    def step(state: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
-        rest, factor = state
+    def step(rest: Array, i: Array) -> tuple[Array, Array]:
         start = i * LEAF
-        strip = lax.dynamic_slice(rest, (zero, start), (padded, LEAF))
-        corner = _factorize(lax.dynamic_slice(strip, (start, zero), (LEAF, LEAF)), identity)
-        below = Triangle(eye + corner).solve(strip.T).T
-        below = jnp.where(row >= start + LEAF, below, 0)
-        factor = lax.dynamic_update_slice(factor, below, (zero, start))
-        factor = lax.dynamic_update_slice(factor, corner, (start, start))
-        return (rest - matmul(below, below.T), factor), None
+        strip = lax.dynamic_slice(rest, (start, zero), (LEAF, padded))
+        corner = _factorize(lax.dynamic_slice(strip, (zero, start), (LEAF, LEAF)), identity)
+        right = Triangle(eye + corner).solve(strip)
+        right = jnp.where(column >= start + LEAF, right, 0)
+        rows = lax.dynamic_update_slice(right, corner.T, (zero, start))
+        return rest - matmul(right.T, right), rows
 
     # Counted in int32 also in the float64 parts of a float32 program.
-    panels = jnp.arange(padded // LEAF, dtype=jnp.int32)
-    (_, factor), _ = lax.scan(step, (a, jnp.zeros_like(a)), panels)
-    return factor[:size, :size]
+    _, rows = lax.scan(step, a, jnp.arange(padded // LEAF, dtype=jnp.int32))
+    return settled(rows.reshape(padded, padded).T[:size, :size])
 
 
 def _factorize_leaf(a: Array, identity: int) -> Array:
