@@ -2,6 +2,7 @@
 
 from kljax import batch as batch
 from kljax import special as special
+from kljax import vae as vae
 from kljax._record import param as param
 from kljax._record import record as record
 from kljax.distribution import check as check

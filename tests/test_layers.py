@@ -44,6 +44,8 @@ FLOORS = [
         "families.state_space_laws",
     ],
     ["batch.moments", "batch.matrix", "batch.fields", "batch.stream", "batch"],
+    # The objective of a VAE; one name a line, in the order of who may use whom.
+    ["vae"],
     [""],
     # Read and write files: imported by the command line alone.
     [

@@ -1,0 +1,1 @@
+"""The objective of a variational autoencoder, as pure functions that cannot be mis-scaled."""
