@@ -45,7 +45,11 @@ FLOORS = [
     ],
     ["batch.moments", "batch.matrix", "batch.fields", "batch.stream", "batch"],
     # The objective of a VAE; one name a line, in the order of who may use whom.
-    ["vae"],
+    [
+        "vae._inputs",
+        "vae.terms",
+        "vae",
+    ],
     [""],
     # Read and write files: imported by the command line alone.
     [
