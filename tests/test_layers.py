@@ -48,6 +48,13 @@ FLOORS = [
     [
         "vae._inputs",
         "vae.terms",
+        "vae.translate",
+        "vae.schedules",
+        "vae.intervals",
+        "vae.likelihoods",
+        "vae.estimators",
+        "vae.shaping",
+        "vae.importance",
         "vae",
     ],
     [""],

@@ -29,7 +29,7 @@ from kljax._record import Parameter, param, record
 from kljax.families import gaussian
 from kljax.families.gaussian import GaussianTerms, MultivariateNormal, MultivariateNormalDiag
 from kljax.matrices import Factored
-from kljax.structure import Diagonal, Precision
+from kljax.structure import Diagonal
 from kljax.vae._inputs import Number, at_least_zero
 
 
