@@ -276,5 +276,5 @@ def test_sentences():
     ):
         with pytest.raises(ValueError, match=words):
             call()
-    with pytest.raises(TypeError, match="levels must be a whole number; got 1.5"):
+    with pytest.raises(TypeError, match=r"levels must be a whole number; got 1\.5"):
         likelihoods.discretized_logistic(a, a, log_scale=0.0, levels=1.5)

@@ -12,7 +12,7 @@ are means over the batch.
 |---|---|---|
 | `closed_form` | -E_q log p(x|z) + KL by its formula | Kingma & Welling 2014 |
 | `monte_carlo` | -E_q [log p(x|z) + log p(z) - log q(z)] by samples | the same |
-| `sticking_the_landing` | the same value, its gradient without the score of q | Roeder et al. 2017 |
+| `sticking_the_landing` | the same value, no score of q in its gradient | Roeder et al. 2017 |
 | `iwae` | -log (1/K) sum_k w_k, w = p(x, z) / q(z) | Burda et al. 2016 |
 | `dreg` | the same value, its gradient by q reparametrized twice | Tucker et al. 2019 |
 """

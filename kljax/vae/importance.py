@@ -5,7 +5,7 @@
 The mean of the weights is only as good as their tail. Beside each estimate stand
 
     effective samples  (sum w)^2 / sum w^2,
-    standard error     sqrt((1 / effective - 1 / S) S / (S - 1)), of the logarithm, to first order,
+    standard error     of log mean w to first order, that of mean w relative to it,
     Pareto k-hat       the shape of a generalized Pareto law fitted to the largest weights by
                        Zhang & Stephens (2009), drawn a little towards 1/2 as in Vehtari et al.
                        (2024): weights have finite moments up to the order 1 / k.
@@ -29,6 +29,7 @@ from jax.core import Tracer
 from jax.scipy.special import logsumexp
 
 from kljax import _record, distribution
+from kljax.special import as_float
 from kljax.vae._inputs import at_least_zero, whole
 
 # Fewer weights than these have no tail of five to fit a law to.
@@ -217,7 +218,9 @@ def summarize(log_weights: Array) -> dict[str, Array]:
     samples = log_weights.shape[0]
     total = logsumexp(log_weights)
     effective = jnp.exp(2 * total - logsumexp(2 * log_weights))
-    spread = jnp.maximum(1 / effective - 1 / samples, 0) * (samples / (samples - 1))
+    # Of weights relative to their mean, which are exactly 1 where all are equal.
+    relative = samples * jnp.exp(log_weights - total)
+    spread = jnp.sum((relative - 1) ** 2) / (samples * (samples - 1))
     k = pareto_k(log_weights)
     return {
         "nll": math.log(samples) - total,
@@ -253,9 +256,7 @@ def pareto_k(log_weights: Any) -> Array:
         )
     size = log_w.shape[0]
     tail = math.ceil(min(0.2 * size, 3 * math.sqrt(size)))
-    ordered = jnp.sort(
-        lax.stop_gradient(log_w.astype(jnp.promote_types(log_w.dtype, "float32")))
-    )
+    ordered = jnp.sort(lax.stop_gradient(as_float(log_w)))
     cut, top, largest = ordered[-tail - 1], ordered[-tail:], ordered[-1]
     # Weights above the cut, relative to the largest, without a difference of equal numbers.
     excess = jnp.exp(top - largest) * -jnp.expm1(cut - top)

@@ -69,7 +69,7 @@ def linear(start: float, end: float, steps: int) -> Schedule:
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
-    """Half a cosine: start + (end - start) (1 - cos(pi step / steps)) / 2, level at both ends."""
+    """Half a cosine, level at both ends: the way is (1 - cos(pi step / steps)) / 2."""
     return _ramp("cosine", lambda part: jnp.sin(0.5 * math.pi * part) ** 2, start, end, steps)
 
 
