@@ -17,8 +17,11 @@ ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.splitlines()[-1][:40])
-def test_readme_code_runs(code):
+GUIDES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/vae.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", BLOCKS + GUIDES, ids=lambda code: code.splitlines()[-1][:40])
+def test_code_runs(code):
     out = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         capture_output=True,

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +19,14 @@ import pytest
 import kljax
 from kljax import vae
 
+ROOT = Path(__file__).parent.parent
 LATENTS, PIXELS, EVENTS = 3, 4, 5
 DRAWS = 3000
 NOISE = 0.3  # variance of the linear model's pixels
 
 
 def linear_model():
-    """x = W z + noise, events drawn from it, and a posterior that is not exact.
+    """Of x = W z + noise, events drawn from it, and a posterior that is not exact.
 
     W has orthogonal columns, so that the exact posterior is diagonal.
     """
@@ -298,8 +303,8 @@ def test_terms_keep_their_digits_where_q_is_almost_p():
     np.testing.assert_allclose(vae.latent_terms(q, PRIOR).total, exact, rtol=1e-5)
     got = vae.weighted_kl(q, PRIOR, vae.TermWeights(2.0, 5.0, 2.0))
     np.testing.assert_allclose(got, 2 * np.sum(exact), rtol=1e-5)
-    zero = vae.latent_terms(PRIOR, PRIOR)
-    np.testing.assert_array_equal(zero.total, 0)
+    q = kljax.MultivariateNormalDiag(jnp.zeros(LATENTS), log_variance=jnp.zeros(LATENTS))
+    np.testing.assert_array_equal(vae.latent_terms(q, PRIOR).total, 0)
 
 
 def test_weights():
@@ -564,6 +569,26 @@ def test_a_translated_loss_has_the_gradient_direction_of_its_elbo():
     b = jax.grad(lambda q: vae.with_beta(parts_of(q), beta).loss)(GUESS)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(PIXELS * x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_example_prints_the_published_conventions():
+    def run(*flags):
+        return subprocess.run(
+            [sys.executable, ROOT / "examples/translate_losses.py", *flags],
+            capture_output=True,
+            text=True,
+            timeout=100,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+
+    printed = run().stdout
+    assert re.search(r"05_vae\.py .* 2\.45 +-", printed)
+    assert re.search(r"AntixK.* 3\.072 +1\.536", printed)
+    own = run("--event-size", "784", "--latent-size", "20")
+    assert "This loss is the ELBO; as Higgins" in own.stdout
+    wrong = run("--event-size", "784", "--latent-size", "20", "--kl-weight", "-1")
+    assert wrong.returncode == 2
+    assert wrong.stderr == "translate_losses.py: kl_weight must be a number >= 0; got -1.\n"
 
 
 def test_translators_refuse():

@@ -35,6 +35,8 @@ from kljax.vae._inputs import at_least_zero, whole
 # Fewer weights than these have no tail of five to fit a law to.
 _LEAST_SAMPLES = 25
 _LEAST_EFFECTIVE = 10.0
+# Log-weights this close are equal up to rounding, as those of an exact posterior are.
+_EQUAL = 1e-3
 
 
 class ImportanceWarning(UserWarning):
@@ -49,7 +51,7 @@ class ImportanceNLL:
         nll: -log p(x), shape (events,).
         standard_error: of nll by the samples, shape (events,).
         effective_samples: from 1 to samples, shape (events,).
-        pareto_k: k-hat, shape (events,); -inf where all weights are equal.
+        pareto_k: k-hat, shape (events,); -inf where the largest weights are equal.
         trusted: whether k-hat and the effective samples are good, shape (events,).
         samples: drawn for every event.
     """
@@ -83,7 +85,7 @@ class ImportanceNLL:
             return f"all {count} estimates of -log p(x) are good: {found}."
         return (
             f"{bad} of {count} estimates of -log p(x) are not to be trusted, and probably too "
-            f"high: {found}. Draw more samples, or give defensive=0.5."
+            f"high: {found}. Draw more samples, or more of them from the prior (defensive=0.5)."
         )
 
 
@@ -242,8 +244,8 @@ def pareto_k(log_weights: Any) -> Array:
     The tail are the min(S / 5, 3 sqrt S) largest of S weights, as in Vehtari et al. (2024).
 
     Returns:
-        A scalar: below 0 for a bounded tail, -inf if all of it is equal, inf where the tail
-        is too long for the floating-point numbers, nan if a weight is nan.
+        A scalar: below 0 for a bounded tail, -inf if all of the tail is equal to 1e-3, inf
+        where it is too long for the floating-point numbers, nan if a weight is nan.
 
     Raises:
         ValueError: if there is another axis or fewer than 25 weights.
@@ -262,7 +264,7 @@ def pareto_k(log_weights: Any) -> Array:
     excess = jnp.exp(top - largest) * -jnp.expm1(cut - top)
     k = _generalized_pareto_shape(excess)
     k = jnp.where(excess[_quartile(tail)] > 0, k, jnp.inf)
-    k = jnp.where(excess[-1] > 0, k, -jnp.inf)
+    k = jnp.where(largest - cut < _EQUAL, -jnp.inf, k)
     return jnp.where(jnp.any(jnp.isnan(log_w)), jnp.nan, k)
 
 
