@@ -54,6 +54,7 @@ FLOORS = [
         "vae.likelihoods",
         "vae.estimators",
         "vae.shaping",
+        "vae.multiplier",
         "vae.importance",
         "vae",
     ],

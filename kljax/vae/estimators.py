@@ -208,6 +208,11 @@ def _batch(x: Any, name: str) -> tuple[int, ...]:
 
 def _evaluate(log_likelihood: LogLikelihood, z: Array, shape: tuple[int, ...]) -> Array:
     """Log p(x | z) of every sample, or a sentence about its shape."""
+    if not callable(log_likelihood):
+        raise TypeError(
+            "log_likelihood must be a function of the latents; got "
+            f"{_record.describe(log_likelihood)}."
+        )
     found = _record.as_array("log_likelihood(z)", log_likelihood(z))
     if found.shape != shape:
         raise ValueError(

@@ -11,7 +11,7 @@ R is the reconstruction and KL the divergence, both means over the batch in nats
 | `with_term_weights` | R + (a trace + b mahalanobis + c (log_det - dimension)) / 2 | |
 | `with_capacity` | R + gamma abs(KL - C) | Burgess et al. 2018 |
 | `with_free_bits` | R + beta sum_groups max(nats, KL of the group) | Kingma et al. 2016 |
-| `with_constraint` | KL + lambda (R - tolerance) | Rezende & Viola 2018 |
+| `with_constraint` (`multiplier.py`) | KL + lambda (R - tolerance) | Rezende & Viola 2018 |
 
 As published, capacity and free bits compare means over the batch; the variants that compare
 every event by itself, and then take the mean, are `..._per_sample`. They differ: a mean can be
@@ -33,14 +33,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kljax._record import Parameter, as_array, param, record
-from kljax.vae import terms as _terms
-from kljax.vae._inputs import Number, at_least_zero, number, positive, whole
+from kljax._record import as_array
+from kljax.vae._inputs import Number, at_least_zero, number, whole
 from kljax.vae.estimators import ElboParts
-from kljax.vae.terms import LatentTerms, TermWeights
-
-# The multiplier of a constraint stays between e^-14 and e^14, about 1e-6 and 1e6.
-_MOST_LOG_MULTIPLIER = 14.0
+from kljax.vae.terms import LatentTerms, TermWeights, are_ones, weighted
 
 
 def with_beta(parts: ElboParts, beta: Any) -> ElboParts:
@@ -57,8 +53,8 @@ def with_beta(parts: ElboParts, beta: Any) -> ElboParts:
         ValueError: if beta is negative (nan where it is traced), or the loss of the estimator
             is no sum of reconstruction and KL.
     """
-    _check_sum("with_beta", parts)
-    return _with_loss(parts, _mean_of(parts) + _beta(beta) * jnp.mean(parts.kl))
+    check_sum("with_beta", parts)
+    return with_loss(parts, mean_reconstruction(parts) + _beta(beta) * jnp.mean(parts.kl))
 
 
 def with_term_weights(parts: ElboParts, weights: TermWeights) -> ElboParts:
@@ -75,16 +71,16 @@ def with_term_weights(parts: ElboParts, weights: TermWeights) -> ElboParts:
         ValueError: if a weight is negative (nan where it is traced), or parts have no terms.
     """
     _check_closed("with_term_weights", parts)
-    if _terms.are_ones(weights):
+    if are_ones(weights):
         return with_beta(parts, 1.0)
     if parts.terms is None:
         raise ValueError(
             "with_term_weights needs the terms of a Gaussian pair; there are none."
         )
-    weighted = _terms.weighted(parts.terms, weights)
+    kl = weighted(parts.terms, weights)
     if isinstance(parts.terms, LatentTerms):
-        weighted = jnp.sum(weighted, axis=-1)
-    return _with_loss(parts, _mean_of(parts) + jnp.mean(weighted))
+        kl = jnp.sum(kl, axis=-1)
+    return with_loss(parts, mean_reconstruction(parts) + jnp.mean(kl))
 
 
 def with_capacity(parts: ElboParts, capacity: Any, *, gamma: Any = 1.0) -> ElboParts:
@@ -109,8 +105,8 @@ def with_capacity_per_sample(parts: ElboParts, capacity: Any, *, gamma: Any = 1.
 
 
 def _with_capacity(name: str, parts: ElboParts, gap: Array, gamma: Any) -> ElboParts:
-    _check_sum(name, parts)
-    return _with_loss(parts, _mean_of(parts) + at_least_zero("gamma", gamma) * gap)
+    check_sum(name, parts)
+    return with_loss(parts, mean_reconstruction(parts) + at_least_zero("gamma", gamma) * gap)
 
 
 def with_free_bits(
@@ -134,9 +130,10 @@ def with_free_bits(
     """
     by_group = _kl_by_group("with_free_bits", parts, groups)
     least = at_least_zero("nats", nats)
-    # Summed in front of the batch mean: means over batch axes, one for each group.
     means = jnp.mean(by_group.reshape(-1, by_group.shape[-1]), axis=0)
-    return _with_loss(parts, _mean_of(parts) + _beta(beta) * jnp.sum(jnp.maximum(means, least)))
+    return with_loss(
+        parts, mean_reconstruction(parts) + _beta(beta) * jnp.sum(jnp.maximum(means, least))
+    )
 
 
 def with_free_bits_per_sample(
@@ -149,7 +146,7 @@ def with_free_bits_per_sample(
     by_group = _kl_by_group("with_free_bits_per_sample", parts, groups)
     least = at_least_zero("nats", nats)
     shaped = jnp.sum(jnp.maximum(by_group, least), axis=-1)
-    return _with_loss(parts, _mean_of(parts) + _beta(beta) * jnp.mean(shaped))
+    return with_loss(parts, mean_reconstruction(parts) + _beta(beta) * jnp.mean(shaped))
 
 
 def _kl_by_group(name: str, parts: ElboParts, groups: Sequence[int] | None) -> Array:
@@ -173,81 +170,6 @@ def _kl_by_group(name: str, parts: ElboParts, groups: Sequence[int] | None) -> A
         )
     summed = jax.ops.segment_sum(jnp.moveaxis(kl, -1, 0), jnp.asarray(index), count)
     return jnp.moveaxis(summed, 0, -1)
-
-
-# ---- a constraint on the reconstruction -----------------------------------------------------
-
-
-@record
-class ConstraintState:
-    """The multiplier of a constraint and what it follows; see `constraint`.
-
-    Attributes:
-        log_multiplier: log lambda.
-        average: running mean of reconstruction - tolerance, in nats.
-        steps: updates so far.
-    """
-
-    log_multiplier: Parameter = param()
-    average: Parameter = param()
-    steps: Parameter = param()
-
-    @property
-    def beta(self) -> Array:
-        """1 / lambda, the beta that the loss amounts to at this step."""
-        return jnp.exp(-jnp.asarray(self.log_multiplier))
-
-
-def constraint(multiplier: float = 1.0) -> ConstraintState:
-    """The state before the first step, with lambda = multiplier > 0."""
-    start = jnp.log(jnp.asarray(positive("multiplier", multiplier)))
-    return ConstraintState(start, jnp.zeros_like(start), jnp.zeros((), jnp.int32))
-
-
-def with_constraint(parts: ElboParts, state: ConstraintState, tolerance: Any) -> ElboParts:
-    """KL + lambda (R - tolerance): the least KL whose reconstruction is within the tolerance.
-
-    Args:
-        parts: of `closed_form`, `monte_carlo` or `sticking_the_landing`.
-        state: of `constraint`, followed up by `update_constraint` after every step.
-        tolerance: the reconstruction -E_q log p(x | z) that is asked for, in nats an event; any
-            real number, since densities exceed 1.
-
-    Returns:
-        The parts with another loss; lambda is a constant in it.
-    """
-    _check_sum("with_constraint", parts)
-    multiplier = jnp.exp(jax.lax.stop_gradient(jnp.asarray(state.log_multiplier)))
-    violation = _mean_of(parts) - number("tolerance", tolerance)
-    return _with_loss(parts, jnp.mean(parts.kl) + multiplier * violation)
-
-
-def update_constraint(
-    state: ConstraintState,
-    parts: ElboParts,
-    tolerance: Any,
-    *,
-    rate: Any = 1e-3,
-    decay: Any = 0.99,
-) -> ConstraintState:
-    """Log lambda + rate times the running mean of R - tolerance, after one step.
-
-    Args:
-        state: before the step.
-        parts: of the step.
-        tolerance: as in `with_constraint`.
-        rate: > 0, for each nat of violation.
-        decay: of the running mean, from 0 to below 1; the first value is taken as it is.
-    """
-    keep = at_least_zero("decay", decay)
-    if isinstance(keep, float) and keep >= 1:
-        raise ValueError(f"decay must be below 1; got {keep:g}.")
-    violation = jax.lax.stop_gradient(_mean_of(parts)) - number("tolerance", tolerance)
-    running = keep * state.average + (1 - keep) * violation
-    average = jnp.where(jnp.asarray(state.steps) == 0, violation, running)
-    moved = state.log_multiplier + positive("rate", rate) * average
-    bounded = jnp.clip(moved, -_MOST_LOG_MULTIPLIER, _MOST_LOG_MULTIPLIER)
-    return ConstraintState(bounded, average, state.steps + 1)
 
 
 # ---- posteriors that cannot be the prior ----------------------------------------------------
@@ -302,7 +224,8 @@ def delta_vae_rate(correlation: float, steps: int) -> float:
 # ---- what they share ------------------------------------------------------------------------
 
 
-def _mean_of(parts: ElboParts) -> Array:
+def mean_reconstruction(parts: ElboParts) -> Array:
+    """R, the mean over the batch."""
     return jnp.mean(parts.reconstruction)
 
 
@@ -310,11 +233,12 @@ def _beta(beta: Any) -> Number:
     return at_least_zero("beta", beta)
 
 
-def _with_loss(parts: ElboParts, loss: Array) -> ElboParts:
+def with_loss(parts: ElboParts, loss: Array) -> ElboParts:
     return dataclasses.replace(parts, loss=loss)
 
 
-def _check_sum(name: str, parts: ElboParts) -> None:
+def check_sum(name: str, parts: ElboParts) -> None:
+    """Refuses parts whose loss is no sum of reconstruction and KL."""
     if not isinstance(parts, ElboParts):
         raise TypeError(
             f"{name} needs the ElboParts of an estimator; got {type(parts).__name__}."
@@ -327,7 +251,7 @@ def _check_sum(name: str, parts: ElboParts) -> None:
 
 
 def _check_closed(name: str, parts: ElboParts) -> None:
-    _check_sum(name, parts)
+    check_sum(name, parts)
     if parts.estimator != "closed_form":
         raise ValueError(
             f"{name} needs the terms of the KL, which {parts.estimator} samples as a whole; "
