@@ -71,9 +71,10 @@ def test_laws_of_logits(law, exact, most):
 
 def test_gradient_at_logit_zero_is_not_lost():
     for law in (likelihoods.bernoulli, likelihoods.continuous_bernoulli):
-        slope = jax.vmap(jax.grad(partial(law, event_ndim=0)))(jnp.zeros(2), jnp.arange(2.0))
+        _, slope = slopes(partial(law, event_ndim=0), jnp.zeros(2), jnp.arange(2.0))
         np.testing.assert_array_equal(slope, [-0.5, 0.5])
-    curvature = jax.hessian(partial(likelihoods.continuous_bernoulli, event_ndim=0))(0.0, 0.3)
+    law = partial(likelihoods.continuous_bernoulli, event_ndim=0)
+    curvature = jax.jit(jax.hessian(law))(0.0, 0.3)
     np.testing.assert_allclose(curvature, -1 / 12, rtol=1e-6)
 
 
@@ -176,34 +177,44 @@ def test_gaussian_is_the_normal_density():
     key = jax.random.key(0)
     loc, x = jax.random.normal(key, (2, 5, 3, 4))
     log_variance = jnp.linspace(-80, 80, 12).reshape(3, 4)
-    got = likelihoods.gaussian(loc, x, log_variance=log_variance, event_ndim=2)
+    law = jax.jit(partial(likelihoods.gaussian, event_ndim=2))
+    got = law(loc, x, log_variance=log_variance)
     a, b, l = (np.asarray(array, np.float64) for array in (loc, x, log_variance))
     want = -0.5 * np.sum((a - b) ** 2 * np.exp(-l) + l + np.log(2 * np.pi), axis=(1, 2))
     np.testing.assert_allclose(got, want, rtol=1e-5)
-    fixed = likelihoods.gaussian(loc, x, variance=2.0, event_ndim=2)
-    np.testing.assert_allclose(
-        fixed, likelihoods.gaussian(loc, x, log_variance=jnp.log(2.0), event_ndim=2), rtol=1e-6
-    )
+    fixed, learned = law(loc, x, variance=2.0), law(loc, x, log_variance=np.log(2.0))
+    np.testing.assert_allclose(fixed, learned, rtol=1e-6)
 
 
 def test_optimal_variance_is_optimal_and_its_gradient_that_of_fixed_variance():
     loc, x = jax.random.normal(jax.random.key(1), (2, 6, 7))
-    best = likelihoods.optimal_variance(loc, x)
-    at_best = jnp.mean(likelihoods.gaussian_optimal(loc, x))
-    for factor in (0.9, 1.1):
-        other = jnp.mean(likelihoods.gaussian(loc, x, variance=factor * best))
-        assert other < at_best
+
+    @jax.jit
+    def compare(loc):
+        best = likelihoods.optimal_variance(loc, x)
+
+        def fixed(loc, factor):
+            of = jax.lax.stop_gradient(factor * best)
+            return jnp.mean(likelihoods.gaussian(loc, x, variance=of))
+
+        def optimal(loc):
+            return jnp.mean(likelihoods.gaussian_optimal(loc, x))
+
+        others = [fixed(loc, factor) for factor in (0.9, 1.0, 1.1)]
+        return best, others, optimal(loc), jax.grad(optimal)(loc), jax.grad(fixed)(loc, 1.0)
+
+    best, (lower, same, higher), at_best, through, fixed = compare(loc)
+    assert max(lower, higher) < at_best
+    np.testing.assert_allclose(at_best, same, rtol=1e-6)
     np.testing.assert_allclose(at_best, -3.5 * (jnp.log(2 * jnp.pi * best) + 1), rtol=1e-6)
-    through = jax.grad(lambda a: jnp.mean(likelihoods.gaussian_optimal(a, x)))(loc)
-    fixed = jax.grad(lambda a: jnp.mean(likelihoods.gaussian(a, x, variance=best)))(loc)
     np.testing.assert_allclose(through, fixed, rtol=1e-4, atol=1e-7)
 
 
 def test_categorical():
     logits = jax.random.normal(jax.random.key(2), (5, 2, 3, 4)) * 1e4
     x = jax.random.randint(jax.random.key(3), (5, 2, 3), 0, 4)
-    got, slope = jax.value_and_grad(
-        lambda a: jnp.sum(likelihoods.categorical(a, x, event_ndim=2))
+    got, slope = jax.jit(
+        jax.value_and_grad(lambda a: jnp.sum(likelihoods.categorical(a, x, event_ndim=2)))
     )(logits)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     want = np.take_along_axis(np.asarray(log_p), np.asarray(x)[..., None], -1)
@@ -244,14 +255,14 @@ LAWS = {
 def test_event_axes_are_summed_and_half_precision_widened(law):
     a = jax.random.normal(jax.random.key(4), (2, 3, 5))
     x = (a > 0).astype(jnp.bfloat16)
-    got = LAWS[law](a.astype(jnp.bfloat16), x)
+    a = a.astype(jnp.bfloat16)
+    compiled = jax.jit(LAWS[law])
+    # Samples in front of the data broadcast.
+    got = compiled(a, x[0])
     assert got.shape == (2, 3)
     assert got.dtype == jnp.float32
-    np.testing.assert_allclose(
-        got, LAWS[law](a.astype(jnp.bfloat16).astype(jnp.float32), x), rtol=1e-6
-    )
-    # Samples in front of the data broadcast.
-    assert LAWS[law](a, x[0]).shape == (2, 3)
+    wide = jnp.broadcast_to(x[0], x.shape).astype(jnp.float32)
+    np.testing.assert_allclose(got, compiled(a.astype(jnp.float32), wide), rtol=1e-6)
     with pytest.raises(ValueError, match=r"x has events of shape \(4,\) but (logits|loc) of"):
         LAWS[law](a, x[..., :4])
     with pytest.raises(ValueError, match="batch shapes do not broadcast"):

@@ -243,7 +243,7 @@ def discretized_logistic(
 def _away(logits: Array, x: Array) -> tuple[Array, Array]:
     """|logits|, and what x lacks of the end that they point to.
 
-    By `where` and not by `abs`, whose slope at 0 would be 0 in every product.
+    By one condition, so that the slopes of both at logit 0 are those of the same side.
     """
     up = logits >= 0
     return jnp.where(up, logits, -logits), jnp.where(up, 1 - x, x)
