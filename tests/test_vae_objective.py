@@ -157,7 +157,7 @@ def test_importance_weighted_bound_rises_with_samples_and_stays_below_log_p(esti
         ]
 
     found = [
-        np.asarray(b, np.float64) for b in bounds(jax.random.split(jax.random.key(3), DRAWS))
+        np.asarray(b, np.float64) for b in bounds(jax.random.split(jax.random.key(3), draws))
     ]
     means = [np.mean(b) for b in found]
     errors = [np.std(b, ddof=1) / np.sqrt(draws) for b in found]
