@@ -4,6 +4,7 @@ Event axes are summed and batches averaged, everywhere; there is no other defaul
 """
 
 from kljax.vae import likelihoods as likelihoods
+from kljax.vae import linear as linear
 from kljax.vae import schedules as schedules
 from kljax.vae.estimators import ESTIMATORS as ESTIMATORS
 from kljax.vae.estimators import ElboParts as ElboParts
