@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from scipy.stats import multivariate_normal
 
 import kljax
-from kljax.vae import aggregate
+from kljax.vae import aggregate, minibatch
 
 DATA = 12
 
@@ -179,7 +179,7 @@ def estimate_of_density(weights, data=60, batch=8, repeats=40000):
 
 @pytest.mark.parametrize("kind", ["stratified", "symmetric"])
 def test_minibatch_estimate_is_unbiased(kind):
-    made = aggregate.minibatch_weights(8, 60, kind)
+    made = minibatch.minibatch_weights(8, 60, kind)
     assert made.offset == 0
     weights = np.exp(np.asarray(made.log_weights, float))
     np.testing.assert_allclose(np.sum(weights, axis=1), 1, rtol=1e-6)
@@ -195,7 +195,7 @@ def test_published_weights_fail_the_same_test():
 
 
 def test_the_biased_weights_say_by_how_much():
-    made = aggregate.minibatch_weights(8, 60, "weighted")
+    made = minibatch.minibatch_weights(8, 60, "weighted")
     weights = np.exp(np.asarray(made.log_weights, float))
     assert made.offset == pytest.approx(math.log(np.sum(weights[0])), rel=1e-6)
     gap, error = estimate_of_density(weights)
@@ -209,11 +209,11 @@ def test_a_minibatch_of_all_data_is_exact():
     z = kljax.sample(q, jax.random.key(5))
     each = np.asarray(kljax.log_prob(q, z[:, None, :]), float)
     exact = np.log(np.mean(np.exp(each), axis=1))
-    parts = aggregate.decompose_minibatch(q, z, DATA)
+    parts = minibatch.decompose_minibatch(q, z, DATA)
     information = np.mean(np.diagonal(each) - exact)
     assert float(parts.mutual_information) == pytest.approx(information, abs=1e-6)
     # The odd one of a row makes the stratified weights inexact even here.
-    odd = aggregate.decompose_minibatch(q, z, DATA, kind="stratified")
+    odd = minibatch.decompose_minibatch(q, z, DATA, kind="stratified")
     assert abs(float(odd.mutual_information) - information) > 1e-3
 
 
@@ -223,7 +223,7 @@ def test_parts_of_a_minibatch_can_be_trained_on():
 
     def correlation(loc):
         x = kljax.MultivariateNormalDiag(loc, q.scale_diag)
-        parts = aggregate.decompose_minibatch(x, loc + q.scale_diag * noise, 100)
+        parts = minibatch.decompose_minibatch(x, loc + q.scale_diag * noise, 100)
         return parts.total_correlation
 
     loc = q.loc
@@ -274,11 +274,11 @@ Q = posteriors()
             ValueError,
             r"\(4, 12\)",
         ),
-        (lambda: aggregate.minibatch_weights(1, 5), ValueError, "batch.*>= 2; got 1"),
-        (lambda: aggregate.minibatch_weights(8, 5), ValueError, "data=5 and batch=8"),
-        (lambda: aggregate.minibatch_weights(4, 5, "mws"), ValueError, "kind.*got 'mws'"),
+        (lambda: minibatch.minibatch_weights(1, 5), ValueError, "batch.*>= 2; got 1"),
+        (lambda: minibatch.minibatch_weights(8, 5), ValueError, "data=5 and batch=8"),
+        (lambda: minibatch.minibatch_weights(4, 5, "mws"), ValueError, "kind.*got 'mws'"),
         (
-            lambda: aggregate.decompose_minibatch(Q, jnp.ones((3, 2)), 50),
+            lambda: minibatch.decompose_minibatch(Q, jnp.ones((3, 2)), 50),
             ValueError,
             r"\(3, 2\); one draw from each posterior is \(12, 2\)",
         ),

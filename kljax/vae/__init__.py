@@ -6,6 +6,12 @@ Event axes are summed and batches averaged, everywhere; there is no other defaul
 from kljax.vae import likelihoods as likelihoods
 from kljax.vae import linear as linear
 from kljax.vae import schedules as schedules
+from kljax.vae.aggregate import AggregatedLogProb as AggregatedLogProb
+from kljax.vae.aggregate import Decomposition as Decomposition
+from kljax.vae.aggregate import aggregated_log_prob as aggregated_log_prob
+from kljax.vae.aggregate import decompose as decompose
+from kljax.vae.diagnostics import Diagnostics as Diagnostics
+from kljax.vae.diagnostics import diagnose as diagnose
 from kljax.vae.estimators import ESTIMATORS as ESTIMATORS
 from kljax.vae.estimators import ElboParts as ElboParts
 from kljax.vae.estimators import closed_form as closed_form
@@ -17,6 +23,9 @@ from kljax.vae.importance import ImportanceNLL as ImportanceNLL
 from kljax.vae.importance import ImportanceWarning as ImportanceWarning
 from kljax.vae.importance import importance_nll as importance_nll
 from kljax.vae.importance import pareto_k as pareto_k
+from kljax.vae.minibatch import MinibatchWeights as MinibatchWeights
+from kljax.vae.minibatch import decompose_minibatch as decompose_minibatch
+from kljax.vae.minibatch import minibatch_weights as minibatch_weights
 from kljax.vae.multiplier import ConstraintState as ConstraintState
 from kljax.vae.multiplier import constraint as constraint
 from kljax.vae.multiplier import update_constraint as update_constraint
@@ -39,3 +48,5 @@ from kljax.vae.translate import beta_from_normalized as beta_from_normalized
 from kljax.vae.translate import effective_beta as effective_beta
 from kljax.vae.translate import equivalent_variance as equivalent_variance
 from kljax.vae.translate import normalized_beta as normalized_beta
+from kljax.vae.verdicts import Report as Report
+from kljax.vae.verdicts import report as report

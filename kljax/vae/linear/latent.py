@@ -91,7 +91,8 @@ def stationary_points(
 @jax.jit
 def _stationary_points(given: Problem) -> Branches:
     def mark(x: Branch) -> Branch:
-        return Branch(*(marked(number, x.exists) for number in x[:4]), x.exists, x.stable)
+        w, encoder, variance, gain = (marked(number, x.exists) for number in x[:4])
+        return Branch(w, encoder, variance, gain, x.exists, x.stable)
 
     return Branches(*map(mark, unmarked(given)))
 
