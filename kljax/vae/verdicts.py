@@ -115,9 +115,13 @@ def _table(numbers: Diagnostics) -> list[str]:
     )
     widths = (10, 10, 13, 10, 15, 18, 16)
     return [head] + [
-        f"{i:6d}" + "".join(f"{x:{w}.4g}" for x, w in zip(row, widths, strict=True))
+        f"{i:6d}" + "".join(_number(x).rjust(w) for x, w in zip(row, widths, strict=True))
         for i, row in enumerate(rows)
     ]
+
+
+def _number(x: float) -> str:
+    return f"{x:.3f}" if abs(x) < 1e5 else f"{x:.3g}"
 
 
 def _named(which: np.ndarray) -> str:

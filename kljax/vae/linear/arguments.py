@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from kljax.vae import _inputs
 from kljax.vae.terms import TermWeights, checked
 
 ONES = TermWeights()
+# What becomes a vector.
+Vector = ArrayLike | Sequence[float]
 
 
 class Problem(NamedTuple):
@@ -49,7 +52,7 @@ class Problem(NamedTuple):
         return (self.l >= 0) & finite & (self.v > 0) & weights
 
 
-def problem(values: ArrayLike, noise_variance: ArrayLike, weights: TermWeights) -> Problem:
+def problem(values: Vector, noise_variance: ArrayLike, weights: TermWeights) -> Problem:
     """The arguments as arrays of one dtype, at least float32."""
     l, v = eigenvalues(values), _inputs.positive("noise_variance", noise_variance)
     numbers = (l, v, *checked(weights))
@@ -57,7 +60,7 @@ def problem(values: ArrayLike, noise_variance: ArrayLike, weights: TermWeights) 
     return Problem(*(jnp.asarray(x, dtype) for x in numbers))
 
 
-def eigenvalues(values: ArrayLike) -> Array:
+def eigenvalues(values: Vector) -> Array:
     l = _record.as_array("eigenvalues", values)
     if l.ndim != 1 or not l.size:
         raise ValueError(

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 
 from kljax import special
 from kljax.vae import _inputs
-from kljax.vae.linear.arguments import ONES, Problem, marked, problem, safe
+from kljax.vae.linear.arguments import ONES, Problem, Vector, marked, problem, safe
 from kljax.vae.terms import TermWeights
 
 
@@ -68,7 +68,7 @@ class Thresholds(NamedTuple):
 
 
 def stationary_points(
-    eigenvalues: ArrayLike, noise_variance: ArrayLike, weights: TermWeights = ONES
+    eigenvalues: Vector, noise_variance: ArrayLike, weights: TermWeights = ONES
 ) -> Branches:
     """Every stationary point of a latent that follows an eigenvector of the data.
 

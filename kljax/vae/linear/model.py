@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 
 from kljax import _record, linalg, special
 from kljax.vae import _inputs
-from kljax.vae.linear.arguments import ONES, eigenvalues, square
+from kljax.vae.linear.arguments import ONES, Vector, eigenvalues, square
 from kljax.vae.terms import TermWeights, checked
 
 LOG_2PI = math.log(2 * math.pi)
@@ -154,7 +154,7 @@ def _log_likelihood(w: Array, cov: Array, v: Array) -> Array:
     return -0.5 * (size * LOG_2PI + jnp.sum(linalg.diagonal(whitened))) - half_log_det
 
 
-def ppca(values: ArrayLike, latents: int) -> PPCA:
+def ppca(values: Vector, latents: int) -> PPCA:
     """Probabilistic PCA by maximum likelihood (Tipping and Bishop 1999).
 
     Args:

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from kljax import special
 from kljax.vae import _inputs
 from kljax.vae.linear import arguments
-from kljax.vae.linear.arguments import ONES, Problem, marked, problem, safe
+from kljax.vae.linear.arguments import ONES, Problem, Vector, marked, problem, safe
 from kljax.vae.linear.latent import Branch, unmarked
 from kljax.vae.linear.model import LOG_2PI, LinearVAE
 from kljax.vae.terms import TermWeights
@@ -33,7 +33,7 @@ class Minima(NamedTuple):
 
 
 def minima(
-    eigenvalues: ArrayLike, noise_variance: ArrayLike, latents: int, weights: TermWeights = ONES
+    eigenvalues: Vector, noise_variance: ArrayLike, latents: int, weights: TermWeights = ONES
 ) -> Minima:
     """Which numbers of active latents are minima of J, and how deep each is.
 
@@ -95,7 +95,7 @@ def _objectives(given: Problem, active: Branch, latents: int, used: Array) -> Ar
 
 
 def solution(
-    eigenvalues: ArrayLike,
+    eigenvalues: Vector,
     noise_variance: ArrayLike,
     latents: int,
     weights: TermWeights = ONES,
@@ -158,7 +158,7 @@ def _solution(given: Problem, basis: Array, active: Array | None, latents: int) 
     return LinearVAE(columns * w[None, :], (columns * encoder[None, :]).T, s)
 
 
-def noise_variance(values: ArrayLike, latents: int, beta: ArrayLike = 1.0) -> Array:
+def noise_variance(values: Vector, latents: int, beta: ArrayLike = 1.0) -> Array:
     """The noise variance of smallest J, where the decoder learns it too.
 
     For weights a = b (whatever they are: that is the unit of the latents) and c = beta. With
