@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -182,6 +183,7 @@ def trained():
     return choices, over_all(keys, sizes, *jnp.asarray(choices).T)
 
 
+@pytest.mark.skipif("KLJAX_FULL" not in os.environ, reason="slow; set KLJAX_FULL=1")
 def test_training_ends_in_the_minima_and_nowhere_else():
     choices, (reached, squares) = trained()
     found = []
@@ -233,6 +235,14 @@ def test_thresholds_without_a_trace_weight_are_infinite():
     fold, equal, collapse = linear.thresholds(NOISE, TermWeights(0.0, 1.0, 1.0))
     assert float(fold) == pytest.approx(4 * NOISE)
     assert float(equal) == float(collapse) == math.inf
+
+
+def test_thresholds_of_extreme_ratios():
+    for ratio in (2.0001, 1e3, 1e20):
+        fold, equal, collapse = map(float, linear.thresholds(1.0, TermWeights(1.0, ratio, 1.0)))
+        assert fold <= equal <= collapse
+        point = linear.stationary_points([equal], 1.0, TermWeights(1.0, ratio, 1.0)).active
+        assert abs(float(point.gain[0])) < 1e-12
 
 
 def test_threshold_of_equal_depth_is_differentiable():
@@ -378,7 +388,7 @@ def test_exactly_at_the_threshold_the_latent_stays_collapsed():
     [((0, 1, 1), False, True), ((1, 0, 1), True, False), ((1, 1, 0), False, False)],
 )
 def test_weights_of_zero(weights, collapsed, active):
-    """What has no stationary point is nan, with a gradient of nan, and never a number."""
+    """What has no stationary point is nan, and never a number."""
     points = linear.stationary_points(EIGENVALUES, 0.05, as_weights(weights))
     assert bool(points.collapsed.exists[0]) == collapsed
     assert bool(points.active.exists[0]) == active
@@ -407,6 +417,17 @@ def test_transforms_and_float32():
         up, down = (jnp.asarray(EIGENVALUES).at[i].add(s * step) for s in (1, -1))
         change = jnp.sum(variances(up, 0.4, 8.0) - variances(down, 0.4, 8.0)) / (2 * step)
         assert float(slope[i]) == pytest.approx(float(change), rel=1e-4, abs=1e-6)
+
+    # What does not exist stays out of the gradient of what does; what is invalid does not.
+    def depth(l):
+        known = linear.minima(l, 0.4, 3, as_weights(BISTABLE))
+        return jnp.min(jnp.where(known.stable, known.objective, jnp.inf))
+
+    assert np.all(np.isfinite(jax.grad(depth)(jnp.asarray(EIGENVALUES))))
+    invalid = jax.grad(lambda l: linear.minima(l, 0.4, 3).objective[0])(
+        -jnp.asarray(EIGENVALUES)
+    )
+    assert np.all(np.isnan(invalid))
     assert not np.any(nothing.exists)
     assert np.all(np.isnan(nothing.objective))
 
@@ -422,7 +443,10 @@ def test_transforms_and_float32():
             lambda: linear.stationary_points([1.0], 1.0, TermWeights(1.0, -1.0, 1.0)),
             "weights.mahalanobis must be a number >= 0; got -1",
         ),
-        (lambda: linear.ppca([1.0, 2.0], 2), "latents is 2.*1 to 1 latents"),
+        (
+            lambda: linear.ppca([1.0, 2.0], 2),
+            "latents must be fewer than the 2 dimensions.*got 2",
+        ),
         (
             lambda: linear.solution([1.0, 2.0], 1.0, 1, eigenvectors=np.ones((2, 1))),
             r"eigenvectors has shape \(2, 1\); it must be \(2, 2\)",

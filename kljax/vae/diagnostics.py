@@ -54,6 +54,7 @@ class Diagnostics(NamedTuple):
         mahalanobis: E[mu_i^2], in units of the prior.
         log_det: -E[log s_i], in units of the prior; half of it counts in nats.
         mean: E[mu_i] in standard deviations of the prior; 0 where training has converged.
+        mean_error: standard error of it, if the data are a sample of what is trained on.
         mean_variance: Var[mu_i] over the data, in the latent's own unit.
         mean_channel: log(1 + Var[mu_i] / E[s_i]) / 2 in nats.
         variance_channel: (log E[s_i] - E[log s_i]) / 2 in nats.
@@ -74,6 +75,7 @@ class Diagnostics(NamedTuple):
     mahalanobis: Array
     log_det: Array
     mean: Array
+    mean_error: Array
     mean_variance: Array
     mean_channel: Array
     variance_channel: Array
@@ -126,14 +128,19 @@ def diagnose(
     data, _ = _posteriors.checked("diagnose", q)
     prior = _posteriors.factorized_prior("diagnose", prior, q)
     if log_variance_bounds is not None:
-        low, high = log_variance_bounds
-        if not low < high:
-            raise ValueError(f"log_variance_bounds must be (low, high); got ({low}, {high}).")
+        log_variance_bounds = _bounds(log_variance_bounds)
     weights = TermWeights(*checked(weights))
     epsilon = _inputs.positive("epsilon", epsilon)
     return _diagnose(
         _posteriors.expanded(q, data), prior, weights, epsilon, log_variance_bounds
     )
+
+
+def _bounds(bounds: tuple[float, float]) -> tuple[float, float]:
+    numbers = [_inputs.number("log_variance_bounds", x) for x in bounds]
+    if len(numbers) != 2 or not numbers[0] < numbers[1]:
+        raise ValueError(f"log_variance_bounds must be two numbers, low < high; got {bounds}.")
+    return float(numbers[0]), float(numbers[1])
 
 
 @jax.jit
@@ -142,7 +149,7 @@ def _diagnose(
     prior: MultivariateNormalDiag,
     weights: TermWeights,
     epsilon: _inputs.Number,
-    bounds: tuple[_inputs.Number, _inputs.Number] | None,
+    bounds: tuple[Array, Array] | tuple[float, float] | None,
 ) -> Diagnostics:
     a, b, c = weights.trace, weights.mahalanobis, weights.log_det
     terms = latent_terms(q, prior)
@@ -170,6 +177,7 @@ def _diagnose(
         mahalanobis=jnp.mean(terms.mahalanobis, axis=0),
         log_det=jnp.mean(terms.log_det, axis=0),
         mean=jnp.mean(whitened, axis=0),
+        mean_error=jnp.std(whitened, axis=0) / math.sqrt(len(kl)),
         mean_variance=mean_variance,
         mean_channel=0.5 * special.log1p(mean_variance / wide),
         # -E log(s / E[s]) without cancellation, since E[s / E[s] - 1] = 0.

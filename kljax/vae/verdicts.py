@@ -16,6 +16,8 @@ from kljax.vae.terms import TermWeights, checked
 
 # More latents than this are counted, not listed.
 _NAMED = 12
+# Standard deviations of the prior by which the mean of a converged latent may be off.
+_SHIFTED = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Report:
         effective_beta: what a beta-VAE would call its beta: the log-determinant's weight,
             since a rescaling of the latents turns (a, b, c) into (c, c b / a, c).
         collapsed: which latents are collapsed, of shape (latents,).
-        converged: whether the scale identity holds for every latent.
+        converged: whether every latent meets the scale identity and is centred on the prior.
         verdicts: sentences.
     """
 
@@ -88,14 +90,16 @@ def report(
     allowed = np.maximum(tolerance * c, 3 * np.asarray(numbers.scale_error))
     # Not "> allowed", so that nan is missed too.
     missed = ~(np.abs(numbers.scale_residual) <= allowed)
+    shifted = np.abs(numbers.mean) > np.maximum(_SHIFTED, 3 * np.asarray(numbers.mean_error))
     lines = [
         *_not_finite(numbers),
         *_weights(weights),
-        *_convergence(numbers, missed, c),
+        *_convergence(numbers, missed, shifted, c),
         *_information(numbers, np.asarray(collapsed)),
         *_bounds(numbers),
     ]
-    return Report(numbers, weights, c, np.asarray(collapsed), not np.any(missed), tuple(lines))
+    converged = not (np.any(missed) or np.any(shifted))
+    return Report(numbers, weights, c, np.asarray(collapsed), converged, tuple(lines))
 
 
 def _table(numbers: Diagnostics) -> list[str]:
@@ -160,7 +164,9 @@ def _weights(weights: TermWeights) -> list[str]:
     return lines
 
 
-def _convergence(numbers: Diagnostics, missed: np.ndarray, c: float) -> list[str]:
+def _convergence(
+    numbers: Diagnostics, missed: np.ndarray, shifted: np.ndarray, c: float
+) -> list[str]:
     if c == 0:
         return []
     residual = np.asarray(numbers.scale_residual)
@@ -181,7 +187,6 @@ def _convergence(numbers: Diagnostics, missed: np.ndarray, c: float) -> list[str
         np.fill_diagonal(matrix, 0)
         off = np.max(np.abs(matrix))
         lines.append(f"Of its matrix form, the largest entry off the diagonal is {off:.2g}.")
-    shifted = np.abs(numbers.mean) > 0.1
     if np.any(shifted):
         lines.append(f"Means are not centred on the prior's: {_named(shifted)}.")
     kl, gap = float(np.sum(numbers.kl)), float(numbers.log_det_gap)

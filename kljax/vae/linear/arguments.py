@@ -83,6 +83,11 @@ def safe(x: Array) -> Array:
     return jnp.where(x == 0, jnp.ones_like(x), x)
 
 
-def marked(x: Array, exists: Array) -> Array:
-    """x, or nan in value and in gradient."""
-    return x * jnp.where(exists, 1.0, jnp.nan).astype(x.dtype)
+def marked(x: Array, exists: Array, valid: Array) -> Array:
+    """x, or nan.
+
+    With a gradient of 0 where there is no point, so that one can choose among points, and of
+    nan for invalid arguments.
+    """
+    mark = jnp.where(valid, 1.0, jnp.nan).astype(x.dtype)
+    return jnp.where(exists | ~valid, x, jnp.nan) * mark

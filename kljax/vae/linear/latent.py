@@ -91,7 +91,9 @@ def stationary_points(
 @jax.jit
 def _stationary_points(given: Problem) -> Branches:
     def mark(x: Branch) -> Branch:
-        w, encoder, variance, gain = (marked(number, x.exists) for number in x[:4])
+        w, encoder, variance, gain = (
+            marked(number, x.exists, given.is_valid()) for number in x[:4]
+        )
         return Branch(w, encoder, variance, gain, x.exists, x.stable)
 
     return Branches(*map(mark, unmarked(given)))
@@ -144,8 +146,8 @@ def thresholds(noise_variance: ArrayLike, weights: TermWeights = ONES) -> Thresh
         weights: a, b, c >= 0 of trace, Mahalanobis and log-determinant term.
 
     Returns:
-        `Thresholds`, of scalars; infinite where no eigenvalue is large enough, nan where the
-        weights leave no stationary point.
+        `Thresholds`, of scalars; infinite where no eigenvalue is large enough, nan where b or c
+        is 0, which leaves no active point.
 
     Raises:
         ValueError: for a noise variance that is no scalar or a negative weight.
@@ -162,8 +164,8 @@ def _thresholds(given: Problem) -> Thresholds:
     bistable = b > 2 * a
     fold = jnp.where(bistable, 4 * c * v * ((b - a) / safe(b)), collapse)
     equal = jnp.where(bistable, jnp.clip(c * v * _equal(ratio), fold, collapse), collapse)
-    known = given.is_valid()[0] & (b > 0) & (c > 0)
-    return Thresholds(*(marked(x, known) for x in (fold, equal, collapse)))
+    some, valid = (b > 0) & (c > 0), given.is_valid()[0]
+    return Thresholds(*(marked(x, some, valid) for x in (fold, equal, collapse)))
 
 
 def _equal(ratio: Array) -> Array:
@@ -176,7 +178,7 @@ def _equal(ratio: Array) -> Array:
 
     def excess(log_m: Array, p: Array) -> Array:
         m = jnp.exp(log_m)
-        return log_m - (m - 1) * (m - 1 + p) / (p * m)
+        return log_m - ((m - 1) / m) * ((m - 1) / p + 1)
 
     fixed = jax.lax.stop_gradient(p)
 
@@ -190,7 +192,8 @@ def _equal(ratio: Array) -> Array:
     middle = 0.5 * (low + high)
     # A step of Newton's method, which carries the derivative by the ratio.
     m = jnp.exp(middle)
-    slope = jnp.minimum(-(m - 1) * (m - (fixed - 1)) / (fixed * m), -jnp.finfo(p.dtype).tiny)
+    slope = -((m - 1) / m) * ((m - (fixed - 1)) / fixed)
+    slope = jnp.minimum(slope, -jnp.finfo(p.dtype).tiny)
     near = jnp.abs(excess(middle, fixed)) <= 1e-3 * jnp.abs(slope)
     m = jnp.exp(middle - jnp.where(near, excess(middle, p) / slope, 0.0))
-    return jnp.where(jnp.isfinite(ratio), (m - 1 + p) * ((m - 1 + p) / (p * m)), ratio)
+    return jnp.where(jnp.isfinite(ratio), ((m - 1 + p) / p) * ((m - 1 + p) / m), ratio)

@@ -171,8 +171,8 @@ def ppca(values: Vector, latents: int) -> PPCA:
     size = l.shape[0]
     if not latents < size:
         raise ValueError(
-            f"latents is {latents}; the noise needs a dimension of its own, so give 1 to "
-            f"{size - 1} latents for data of {size} dimensions."
+            f"latents must be fewer than the {size} dimensions of the data, since the noise is "
+            f"what is left; got {latents}."
         )
     return _ppca(l, latents)
 

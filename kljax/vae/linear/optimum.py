@@ -76,7 +76,8 @@ def _minima(given: Problem, latents: int) -> Minima:
     # At the threshold itself a collapsed latent stays unless the transition is abrupt.
     pulled = (next_r * a > c * b) | ((next_r * a == c * b) & (b > 2 * a))
     stable = exists & ~(waits & pulled)
-    return Minima(exists, stable, marked(_objectives(given, active, latents, used), exists))
+    objective = _objectives(given, active, latents, used)
+    return Minima(exists, stable, marked(objective, exists, jnp.all(given.is_valid())))
 
 
 def _objectives(given: Problem, active: Branch, latents: int, used: Array) -> Array:
@@ -152,7 +153,7 @@ def _solution(given: Problem, basis: Array, active: Array | None, latents: int) 
     possible = jnp.all(exists) & (active >= 0) & (active <= min(latents, size))
 
     def pick(on: Array, off: Array) -> Array:
-        return marked(jnp.where(chosen, on, off), possible)
+        return marked(jnp.where(chosen, on, off), possible, jnp.all(given.is_valid()))
 
     w, encoder, s = map(pick, points.active[:3], points.collapsed[:3])
     return LinearVAE(columns * w[None, :], (columns * encoder[None, :]).T, s)
@@ -192,4 +193,4 @@ def _noise_variance(l: Array, beta: Array, latents: int) -> Array:
     share = size - beta * used
     per_share = sums[::-1][: used.shape[0]] / jnp.where(share > 0, share, 1.0)
     valid = jnp.all((l >= 0) & jnp.isfinite(l)) & (beta > 0)
-    return marked(jnp.min(jnp.where(share > 0, per_share, jnp.inf)), valid)
+    return marked(jnp.min(jnp.where(share > 0, per_share, jnp.inf)), valid, valid)
