@@ -111,7 +111,7 @@ def unmarked(given: Problem) -> Branches:
     real = valid & (b * r > 0) & (reach > 0) & (c > 0)
     # Not the root of the product, which may overflow.
     root = jnp.sqrt(jnp.where(real, b * r, 1.0)) * jnp.sqrt(jnp.where(real, reach, 1.0))
-    # The root that cancels comes from the product of both, which is -2 product / 2 c.
+    # The root that cancels comes from the product of both, which is -product / c.
     middle, product = b * (r - 2 * c), b * (r * a - c * b)
     larger = jnp.where(real, jnp.abs(middle) + root, 1.0)
     far, near = larger / (2 * safe(c)), 2 * product / larger
