@@ -17,6 +17,7 @@ from kljax.vae import linear
 from kljax.vae.linear import LinearVAE
 from kljax.vae.terms import TermWeights
 
+FULL = pytest.mark.skipif("KLJAX_FULL" not in os.environ, reason="slow; set KLJAX_FULL=1")
 EIGENVALUES = (5.0, 3.0, 1.5, 0.3)
 NOISE = 0.4
 # Weights of trace, Mahalanobis and log-determinant; b / a from 1/4 to 8.
@@ -83,7 +84,7 @@ def all_points(latents):
     return rows
 
 
-@pytest.mark.parametrize("latents", [3, 6])
+@pytest.mark.parametrize("latents", [3, pytest.param(6, marks=FULL)])
 def test_points_are_stationary_and_minima_are_minima(latents):
     """Gradient 0 by autodiff; the Hessian's sign is the claimed stability."""
     rows = all_points(latents)
@@ -183,7 +184,7 @@ def trained():
     return choices, over_all(keys, sizes, *jnp.asarray(choices).T)
 
 
-@pytest.mark.skipif("KLJAX_FULL" not in os.environ, reason="slow; set KLJAX_FULL=1")
+@FULL
 def test_training_ends_in_the_minima_and_nowhere_else():
     choices, (reached, squares) = trained()
     found = []
