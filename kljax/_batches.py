@@ -125,6 +125,29 @@ def over_batches(
     return _vectorize(one_event, values, [a.batch_shape for a in arguments], batch)
 
 
+@jax.custom_batching.custom_vmap
+def _in_any_event(x: Array) -> Array:
+    """X itself for one event; under `vmap`, one answer for the whole batch."""
+    return x
+
+
+@_in_any_event.def_vmap
+def _in_any_event_of_batch(axis_size: int, in_batched: list[bool], x: Array):
+    return _in_any_event(jnp.any(x)), False
+
+
+def where_needed(needed: Array, compute: Callable[[], Array], otherwise: Array) -> Array:
+    """`jnp.where(needed, compute(), otherwise)`, computed only if some event needs it.
+
+    A `lax.cond` on each event would become a select under `vmap`, which runs both branches.
+    Not differentiable: for use inside a function with a derivative rule of its own.
+    """
+    return lax.cond(
+        _in_any_event(needed),
+        lambda: jnp.where(needed, compute(), otherwise),
+        lambda: otherwise,
+    )
+
 def _vectorize(
     function: Callable[..., Any],
     values: Sequence[Array],

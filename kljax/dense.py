@@ -26,10 +26,10 @@ def gap(s: Array) -> Array:
 
 
 def _gap_of_deviation(e: Array) -> Array:
-    return _gap_of_factor(special.log1p(linalg.diagonal(e)), linalg.strict_lower(e))
+    return gap_of_factor(special.log1p(linalg.diagonal(e)), linalg.strict_lower(e))
 
 
-def _gap_of_factor(log_diagonal: Array, below: Array) -> Array:
+def gap_of_factor(log_diagonal: Array, below: Array) -> Array:
     """|M|^2 - d - 2 log |M| of a lower triangular M: a sum of non-negative terms."""
     return jnp.sum(special.expm1_minus_x(2 * log_diagonal)) + jnp.sum(below * below)
 
@@ -60,7 +60,7 @@ def dispersion(q: Doubled, p: Doubled) -> Array:
     log_ratio = special.log(linalg.diagonal(linalg.cholesky(q.high)) / linalg.diagonal(factor))
     near = special.log1p(linalg.diagonal(deviation))
     on = jnp.where(is_small(s), near, log_ratio)
-    return 0.5 * _gap_of_factor(on, linalg.strict_lower(deviation))
+    return 0.5 * gap_of_factor(on, linalg.strict_lower(deviation))
 
 
 @dispersion.defjvp

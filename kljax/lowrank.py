@@ -1,40 +1,48 @@
 """Diagonal plus low rank, S = D + W W^T, compared in O(d r^2) without a d x d array.
 
-In the units of p's diagonal, V = D_p^(-1/2) W_p, U = D_p^(-1/2) W_q, Delta = D_q / D_p, and
+In the units of p's diagonal, and for U' in those of q's own,
 
-    E = U - V,  delta = Delta - 1,  tau = 1 - 1 / Delta,  h(x) = x - log(1 + x),
-    C = I + V^T V,  C_q = I + U^T Delta^-1 U,  P = I - V C^-1 V^T = (I + V V^T)^-1,
-    R = L^-1 (C_q - C) L^-T  with  C = L L^T,
+    V = D_p^(-1/2) W_p,  U = D_p^(-1/2) W_q,  U' = D_q^(-1/2) W_q,  Delta = D_q / D_p,
+    E = U - V,  E' = U' - V,  delta = Delta - 1,  tau = 1 - 1 / Delta,  N = E' - (sqrt(Delta) - 1) V,
+    C = I + V^T V = L L^T,  C_q = I + U'^T U' = C + sym(E'^T (U' + V)),  P = (I + V V^T)^-1.
 
-the divergence of the covariances is (own arrangement)
+With h(x) = x - log(1 + x) and the eigenvalues of R = L^-1 (C_q - C) L^-T, the divergence of the
+covariances is (own arrangement)
 
-    2 dispersion = sum_i h(delta_i) + sum h(eigenvalues of R)
-                   + tr((I - C^-1) (E^T P^2 E + Z^T Z)) - tr(C^-1 Z^T C Z)
-                   + tr(C^-1 (E^T tau V + V^T tau E + E^T tau E - V^T delta tau V)),
+    2 dispersion = sum_i h(delta_i) + sum h(eigenvalues of R) + tr(E^T P E) - |N L^-T|^2,
 
-with Z = C^-1 V^T E. Every term is of second order in the difference of q and p, so near pairs
-keep their digits. Far apart the two determinants are taken by themselves. Two descriptions of
-one distribution (a factor with its columns exchanged, a column that stands for a part of the
-diagonal) have terms that are large beside their sum; those pairs, and only those, are
-compared once more in a basis of what both factors span (`subspace`).
+every term of second order in the difference of q and p, so near pairs keep their digits. Far
+apart the determinants are taken by themselves:
+
+    2 dispersion = sum_i h(delta_i) + log |C| - log |C_q| + tr(U^T P U) - |sqrt(Delta) V L^-T|^2.
+
+Both are one program; y^T P y is min_z |y - V z|^2 + |z|^2, at z = C^-1 V^T y. Two
+descriptions of one distribution (a factor with its columns exchanged, a column that stands for
+a part of the diagonal) have terms that are large beside their sum; those pairs, and only those,
+are compared once more in a basis of what both factors span (`subspace`).
 Sources: Woodbury and the matrix determinant lemma, Golub & Van Loan 2013, 2.1.4.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from kljax import coordinates, dense, linalg, special, subspace
+from kljax._batches import where_needed
 from kljax.doubled import Doubled
-from kljax.structure import Diagonal
+from kljax.factors import Groups, inner
+from kljax.linalg import settled
+from kljax.structure import Diagonal, Variance
 
 # A sum of terms more than this many times its own size is not trusted.
 _CANCELLATION = 32
+# Variances of one size; C_q is then at least a fraction of C, as C plus a difference is.
+_ONE_SIZE = 16.0
 
 
 @jax.tree_util.register_dataclass
@@ -56,288 +64,318 @@ def from_diagonal(diagonal: Diagonal) -> LowRank:
     return LowRank(diagonal, jnp.zeros((diagonal.value.shape[0], 0), diagonal.value.dtype))
 
 
-# ---- the pair in the units of p's diagonal --------------------------------------------------
+# ---- arrays of rows: shape (r, d), the fast layout -------------------------------------------
 
 
-class _Pair(NamedTuple):
-    """Rows are columns of the factors: shape (r, d), the fast layout."""
-
-    v: Array
-    u: Array
-    e: Array
-    """U - V, formed before any rounding."""
-    log_ratio: Array
-    """log Delta."""
-    half_gap: Array
-    """h(delta) / 2 of every coordinate."""
-
-
-def _pair(q: LowRank, p: LowRank) -> _Pair:
-    inverse_scale = special.reciprocal(p.diagonal.scale())[None, :]
-    rank = max(q.factor.shape[1], p.factor.shape[1])
-    w_q, w_p = (jnp.pad(w.T, ((0, rank - w.shape[1]), (0, 0))) for w in (q.factor, p.factor))
-    return _Pair(
-        v=w_p * inverse_scale,
-        u=w_q * inverse_scale,
-        e=(w_q - w_p) * inverse_scale,
-        log_ratio=coordinates.log_variance_ratio(q.diagonal, p.diagonal),
-        half_gap=coordinates.dispersion(q.diagonal, p.diagonal),
-    )
+def _dot(a: Array, b: Array, axis: int) -> Array:
+    """The sum over the last axis of a and one of b, in full precision."""
+    contract = (((1,), (axis,)), ((), ()))
+    return lax.dot_general(a, b, contract, precision=lax.Precision.HIGHEST)
 
 
 def _gram(a: Array, b: Array) -> Array:
     """A b^T of two arrays of rows."""
-    contract = (((1,), (1,)), ((), ()))
-    return lax.dot_general(a, b, contract, precision=lax.Precision.HIGHEST)
+    return _dot(a, b, 1)
 
 
-def _eye(v: Array) -> Array:
-    return jnp.eye(v.shape[0], dtype=v.dtype)
+def _mix(a: Array, b: Array) -> Array:
+    """A b, of a small matrix and an array of rows."""
+    return _dot(a, b, 0)
 
 
-class _Capacitance(NamedTuple):
-    """C = I + V^T V, factored, and V^T V, which may be far smaller than I."""
-
-    gram: Array
-    factor: Array
-    inverse_factor: Array
-    inverse: Array
+def _times(a: Array, b: Array) -> Array:
+    """A b of two small matrices, evaluated once."""
+    return settled(linalg.matmul(a, b))
 
 
-def _capacitance(v: Array) -> _Capacitance:
-    return _factored(_gram(v, v))
+def _eye(a: Array) -> Array:
+    return jnp.eye(a.shape[0], dtype=a.dtype)
 
 
-def _factored(gram: Array) -> _Capacitance:
-    eye = _eye(gram)
-    factor = linalg.cholesky(eye + gram)
-    inverse_factor = linalg.solve_lower(factor, eye)
-    inverse = linalg.matmul(inverse_factor.T, inverse_factor)
-    return _Capacitance(gram, factor, inverse_factor, inverse)
+def _rows(q: LowRank, p: LowRank) -> tuple[Array, Array]:
+    """The columns of both factors as rows, of the larger rank."""
+    rank = max(q.factor.shape[1], p.factor.shape[1])
+    w_q, w_p = (jnp.pad(x.factor.T, ((0, rank - x.factor.shape[1]), (0, 0))) for x in (q, p))
+    # A division, since XLA would else transpose anew for every reader.
+    value = p.diagonal.value
+    one = jnp.where(value == value, jnp.ones_like(value), value)[None, :]
+    return w_q / one, w_p / one
 
 
-class _Grams(NamedTuple):
-    """V^T V, V^T E and E^T E, and the same with the weights tau in between."""
-
-    vv: Array
-    ve: Array
-    ee: Array
-    tau_vv: Array
-    tau_ve: Array
-    tau_ee: Array
+# ---- the pair in the units of p's diagonal --------------------------------------------------
 
 
-def _grams(x: _Pair, tau: Array) -> _Grams:
-    r = x.v.shape[0]
-    both = jnp.concatenate([x.v, x.e])
-    plain, weighted = _gram(both, both), _gram(both * tau[None, :], both)
-    return _Grams(
-        plain[:r, :r],
-        plain[:r, r:],
-        plain[r:, r:],
-        weighted[:r, :r],
-        weighted[:r, r:],
-        weighted[r:, r:],
+class _Pair(NamedTuple):
+    close: Array
+    """Whether E is small beside V, column by column."""
+    near: Array
+    """Whether, moreover, the variances are of one size, so that E' is small."""
+    v: Array
+    u: Array
+    y: Array
+    """E if close, else U."""
+    shift: Array
+    """The difference of the means, one row."""
+    halves: tuple[Array, Array]
+    """E' and U' + V if near, else U' twice: sym(a^T b) is C_q - C or C_q - I."""
+    n: Array
+    """N if near, else sqrt(Delta) V."""
+    ratio: Array
+    delta: Array
+    inverse_scale: Array
+
+
+def _pair(q: LowRank, p: LowRank, shift: Array) -> _Pair:
+    ratio, delta = _variance_ratio(q.diagonal, p.diagonal)
+    root, unit = jnp.sqrt(ratio), special.reciprocal(p.diagonal.scale())
+    own_unit = special.divide(unit, root)
+    excess = special.divide(delta, 1 + root)
+    w_q, w_p = _rows(q, p)
+    close = _is_small(w_q - w_p, w_p, unit)
+    near = close & jnp.all((ratio < _ONE_SIZE) & (ratio > 1 / _ONE_SIZE))
+    # What is multiplied with rows has an axis for them.
+    kept, row = near.astype(unit.dtype), unit[None, :]
+    own, more = own_unit[None, :], (kept * excess)[None, :]
+    own_change = own * (w_q - kept * w_p) - (own * more) * w_p
+    weight = jnp.where(near, -excess * unit, root * unit)[None, :]
+    return _Pair(
+        close,
+        near,
+        w_p * row,
+        w_q * row,
+        (w_q - close.astype(unit.dtype) * w_p) * row,
+        shift[None, :] * row,
+        (own_change, own * w_q + (kept * row) * w_p),
+        kept * own_change + weight * w_p,
+        ratio,
+        delta,
+        unit,
     )
 
 
-def _twice_symmetric(a: Array) -> Array:
-    return a + a.T
+def _variance_ratio(q: Diagonal, p: Diagonal) -> tuple[Array, Array]:
+    """Delta and Delta - 1, each to its relative accuracy."""
+    if isinstance(q, Variance) and isinstance(p, Variance):
+        difference = special.divide(q.value - p.value, p.value)
+        return special.divide(q.value, p.value), difference
+    log_ratio = coordinates.log_variance_ratio(q, p)
+    return special.exp(log_ratio), special.expm1(log_ratio)
 
 
-# ---- the covariances ------------------------------------------------------------------------
+def _is_small(change: Array, w: Array, unit: Array) -> Array:
+    """Whether no column changes by more than half of what it adds to I + V^T V."""
+    excess = _mix(change * change - 0.25 * (w * w), (unit * unit)[:, None])
+    return jnp.max(excess, initial=0) < 0.25
+
+
+class _Small(NamedTuple):
+    """Everything of shape (r, r)."""
+
+    gram: Array
+    """V^T V."""
+    inverse_factor: Array
+    """L^-1."""
+    inverse: Array
+    """C^-1."""
+    z: Array
+    """C^-1 V^T Y."""
+    change: Array
+    """C_q - C if near, else C_q - I."""
+    deviation: Array
+    """M - I, with M M^T = I + R if near, else C_q."""
+
+
+def _small(x: _Pair) -> _Small:
+    gram = _gram(x.v, x.v)
+    inverse_factor = settled(linalg.inverse_lower(linalg.cholesky(gram + _eye(gram))))
+    inverse = _times(inverse_factor.T, inverse_factor)
+    change = settled(linalg.symmetrize(_gram(*x.halves)))
+    whitened = _times(_times(inverse_factor, change), inverse_factor.T)
+    deviation = settled(jnp.where(x.near, linalg.symmetrize(whitened), change))
+    return _Small(
+        gram,
+        inverse_factor,
+        inverse,
+        _times(inverse, _gram(x.v, x.y)),
+        change,
+        settled(linalg.cholesky_deviation(deviation)),
+    )
+
+
+# ---- values ---------------------------------------------------------------------------------
 
 
 @jax.custom_jvp
-def dispersion(q: LowRank, p: LowRank) -> Array:
-    """(tr(S_p^-1 S_q) - d + log |S_p| - log |S_q|) / 2 >= 0."""
-    x = _pair(q, p)
-    terms = _terms(x)
-    total, size = jnp.sum(terms), jnp.sum(jnp.abs(terms))
-    return lax.cond(
-        _CANCELLATION * total >= size,
-        lambda: 0.5 * total,
-        lambda: subspace.dispersion(x.v, x.e, x.log_ratio, x.half_gap),
-    )
+def groups(q: LowRank, p: LowRank, shift: Array) -> Groups:
+    """The two parts of a divergence.
 
-
-def _terms(x: _Pair) -> Array:
-    """What adds up to twice the dispersion; where q and p are near, small as it is."""
-    delta, tau = special.expm1(x.log_ratio), -special.expm1(-x.log_ratio)
-    g = _grams(x, tau)
-    c = _factored(g.vv)
-    difference = _capacitance_difference(g)
-    r = linalg.symmetrize(
-        linalg.matmul(linalg.matmul(c.inverse_factor, difference), c.inverse_factor.T)
-    )
-    near = dense.is_small(r)
-
-    # V^T delta tau V for the sum when near, V^T Delta V when not.
-    weights = jnp.where(near, delta * tau, special.exp(x.log_ratio))
-    v_weighted_v = jnp.sum(c.inverse * _gram(x.v * weights[None, :], x.v))
-
-    # P E = E - V Z.
-    z = linalg.matmul(c.inverse, g.ve)
-    rest = x.e - linalg.matmul(z.T, x.v)
-    strength = linalg.matmul(c.inverse, g.vv)
-    squares = _gram(rest, rest) + linalg.matmul(z.T, z)
-    z_c_z = linalg.matmul(z.T, z) + linalg.matmul(linalg.matmul(z.T, g.vv), z)
-    tau_change = _twice_symmetric(g.tau_ve) + g.tau_ee
-    close = (
-        dense.gap(jnp.where(near, r, 0)),
-        jnp.sum(strength * squares),
-        -jnp.sum(c.inverse * z_c_z),
-        jnp.sum(c.inverse * tau_change),
-        -v_weighted_v,
-    )
-
-    # U^T P U - C^-1 V^T Delta V and the determinants.
-    rest = rest + linalg.matmul(c.inverse, x.v)
-    z = z + (_eye(x.v) - c.inverse)
-    c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio)[None, :], x.u)
-    apart = (
-        jnp.sum(rest * rest) + jnp.sum(z * z),
-        -v_weighted_v,
-        -dense.log_det(linalg.cholesky(c_q)),
-        dense.log_det(c.factor),
-        jnp.zeros_like(v_weighted_v),
-    )
-    rest_of_terms = jnp.where(near, jnp.stack(close), jnp.stack(apart))
-    return jnp.append(rest_of_terms, 2 * jnp.sum(x.half_gap))
-
-
-def _capacitance_difference(g: _Grams) -> Array:
-    """C_q - C = V^T E + E^T V + E^T E - U^T tau U."""
-    tau_uu = g.tau_vv + _twice_symmetric(g.tau_ve) + g.tau_ee
-    return _twice_symmetric(g.ve) + g.ee - tau_uu
-
-
-@dispersion.defjvp
-def _dispersion_jvp(primals, tangents):
-    (q, p), (dq, dp) = primals, tangents
-    by = _slopes(q, p)
-    change = (
-        jnp.sum(by.log_diagonal_q * q.diagonal.rate() * dq.diagonal.value)
-        + jnp.sum(by.log_diagonal_p * p.diagonal.rate() * dp.diagonal.value)
-        + jnp.sum(by.factor_q * dq.factor)
-        + jnp.sum(by.factor_p * dp.factor)
-    )
-    return dispersion(q, p), change
-
-
-class _Slopes(NamedTuple):
-    """Derivatives of the dispersion."""
-
-    log_diagonal_q: Array
-    log_diagonal_p: Array
-    factor_q: Array
-    factor_p: Array
-
-
-def _slopes(q: LowRank, p: LowRank) -> _Slopes:
-    """From (P - Q) dS_q and P (S_p - S_q) P dS_p, Q = S_q^-1, the differences formed first.
-
-    P - Q = tau + [U' C_q^-1 U'^T - V C^-1 V^T],  U' = Delta^-1 U,
-    P (S_q - S_p) P = P delta P + (P E)(P U)^T + (P V)(P E)^T,  P V = V C^-1.
+    Dispersion (tr(S_p^-1 S_q) - d + log |S_p| - log |S_q|) / 2 and location
+    shift^T S_p^-1 shift / 2, both >= 0.
     """
-    x = _pair(q, p)
-    delta, tau = special.expm1(x.log_ratio), -special.expm1(-x.log_ratio)
-    g = _grams(x, tau)
-    c = _factored(g.vv)
-    difference = _capacitance_difference(g)
-    scaled_u = x.u * special.exp(-x.log_ratio)[None, :]
-    c_q = _factored(_gram(scaled_u, x.u))
+    x = _pair(q, p, shift)
+    small = _small(x)
+    terms = _terms(q, p, x, small)
+    total, size = jnp.sum(terms), jnp.sum(jnp.abs(terms))
+    cancels = ~(_CANCELLATION * total >= size)
+    dispersion = where_needed(cancels, lambda: _in_basis(q, p), 0.5 * total)
+    rest, z = _least_squares(x, small)
+    return Groups(dispersion, 0.5 * (jnp.sum(rest * rest) + jnp.sum(z * z)))
 
-    p_v = linalg.matmul(c.inverse, x.v)
-    p_e = x.e - linalg.matmul(linalg.matmul(c.inverse, g.ve).T, x.v)
 
-    # C^-1 - C_q^-1 and U' - V, small where q is almost p.
-    inverse_change = linalg.matmul(linalg.matmul(c.inverse, difference), c_q.inverse)
-    scaled_e = x.e - tau[None, :] * x.u
-    q_u = linalg.matmul(c_q.inverse, scaled_u)
-    changed_v = linalg.matmul(inverse_change.T, x.v)
-    strength_q = linalg.matmul(c_q.inverse, c_q.gram)
-    along = linalg.matmul(c.inverse, g.ve) - inverse_change
+def _terms(q: LowRank, p: LowRank, x: _Pair, small: _Small) -> Array:
+    """What adds up to twice the dispersion; where q and p are near, small as it is."""
+    # Y is E if close, wanted is U - V only if near.
+    more = x.close & ~x.near
+    z = small.z + jnp.where(more, linalg.matmul(small.inverse, small.gram), 0)
+    rest = x.y - _mix((small.z - jnp.where(more, small.inverse, 0)).T, x.v)
+    colored = _mix(small.inverse_factor, x.n)
+    log_diagonal = special.log1p(linalg.diagonal(small.deviation))
+    gap = dense.gap_of_factor(log_diagonal, linalg.strict_lower(small.deviation))
+    log_dets = -2 * jnp.sum(special.log(linalg.diagonal(small.inverse_factor)))
+    apart = log_dets - 2 * jnp.sum(log_diagonal)
+    return jnp.stack(
+        [
+            2 * jnp.sum(coordinates.dispersion(q.diagonal, p.diagonal)),
+            jnp.where(x.near, gap, apart),
+            jnp.sum(rest * rest) + jnp.sum(z * z),
+            -jnp.sum(colored * colored),
+        ]
+    )
+
+
+def _least_squares(x: _Pair, small: _Small) -> tuple[Array, Array]:
+    """D^(-1/2) (shift - W z) at its smallest, and z = W^T S_p^-1 shift as a column."""
+    z = linalg.matmul(small.inverse, _gram(x.v, x.shift))
+    return (x.shift - _mix(z.T, x.v))[0], z
+
+
+def _in_basis(q: LowRank, p: LowRank) -> Array:
+    unit = special.reciprocal(p.diagonal.scale())[None, :]
+    w_q, w_p = _rows(q, p)
+    return subspace.dispersion(
+        w_p * unit,
+        (w_q - w_p) * unit,
+        coordinates.log_variance_ratio(q.diagonal, p.diagonal),
+        coordinates.dispersion(q.diagonal, p.diagonal),
+    )
+
+
+# ---- derivatives ----------------------------------------------------------------------------
+
+
+def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
+    (q, p, shift), (dq, dp, dshift) = primals, tangents
+    x = _pair(q, p, shift)
+    small = _small(x)
+    on_q, by_q = _by_q(x, small)
+    on_p, by_p = _by_p(x, small)
+    rest, z = _least_squares(x, small)
+    rate_q, rate_p = 0.5 * q.diagonal.rate(), 0.5 * p.diagonal.rate()
+
+    def by_factor(rows: Array, of: LowRank) -> Array:
+        return (rows * x.inverse_scale[None, :])[: of.factor.shape[1]].T
+
+    dispersion = (
+        inner(lambda: rate_q * x.ratio * on_q, dq.diagonal.value)
+        - inner(lambda: rate_p * on_p, dp.diagonal.value)
+        + inner(lambda: by_factor(by_q, q), dq.factor)
+        - inner(lambda: by_factor(by_p, p), dp.factor)
+    )
+    location = (
+        inner(lambda: rest * x.inverse_scale, dshift)
+        - inner(lambda: rate_p * (rest * rest), dp.diagonal.value)
+        - inner(lambda: by_factor(z * rest[None, :], p), dp.factor)
+    )
+    return groups(q, p, shift), Groups(dispersion, location)
+
+
+groups.defjvp(_groups_jvp, symbolic_zeros=True)
+
+
+def _by_q(x: _Pair, small: _Small) -> tuple[Array, Array]:
+    """The diagonal of P - Q, and (P - Q) U by rows, with Q = S_q^-1.
+
+    P - Q = tau + U'' C_q^-1 U''^T - V C^-1 V^T with U'' = U / Delta; close, by differences.
+    """
+    eye = _eye(small.gram)
+    inverse_m = settled(linalg.inverse_lower(small.deviation + eye))
+    half = _times(inverse_m, jnp.where(x.near, small.inverse_factor, eye))
+    inverse_q = _times(half.T, half)
+    strength = _times(small.change + jnp.where(x.near, small.gram, 0), inverse_q)
+    # C^-1 - C_q^-1 = C^-1 (C_q - C) C_q^-1, small where q is almost p.
+    change = small.change - jnp.where(x.near, 0, small.gram)
+    lost = _times(_times(small.inverse, change), inverse_q)
+    tau = special.divide(x.delta, x.ratio)
+    tau_u = x.u * tau[None, :]
     by_u = (
-        linalg.matmul(strength_q, x.e)
-        + linalg.matmul(c_q.inverse, tau[None, :] * x.u)
-        - linalg.matmul(along.T, x.v)
+        _mix(strength, x.y)
+        + _mix(inverse_q, tau_u)
+        + _mix((jnp.where(x.close, lost, 0) - small.z).T, x.v)
     )
-    on_q = tau + jnp.sum(scaled_e * (q_u + p_v) - changed_v * scaled_u, axis=0)
+    changed_v = _mix(jnp.where(x.close, lost, small.inverse).T, x.v)
+    moved = _mix(inverse_q, x.y - tau_u)
+    close_v = x.v * x.close.astype(x.v.dtype)
+    on = jnp.sum(moved * (x.u - tau_u + close_v) - changed_v * x.v, axis=0)
+    return tau + on, by_u
 
-    # P delta P on the diagonal, and P (S_q - S_p) P V.
-    delta_vv = _gram(x.v * delta[None, :], x.v)
-    delta_v = linalg.matmul(delta_vv, p_v)
-    p_delta = delta * (1 - 2 * jnp.sum(x.v * p_v, axis=0)) + jnp.sum(p_v * delta_v, axis=0)
-    on_p = p_delta + jnp.sum(p_e * (p_e + 2 * p_v), axis=0)
-    p_delta_v = delta[None, :] * x.v - linalg.matmul(delta_vv.T, p_v)
-    uv, ev = g.vv + g.ve.T, g.ve.T
-    by_v = p_delta_v + linalg.matmul(uv.T, p_e) + linalg.matmul(ev.T, p_v)
-    by_v = linalg.matmul(c.inverse, by_v)
 
-    inverse_scale = special.reciprocal(p.diagonal.scale())[None, :]
-    return _Slopes(
-        0.5 * special.exp(x.log_ratio) * on_q,
-        -0.5 * on_p,
-        (by_u * inverse_scale)[: q.factor.shape[1]].T,
-        -(by_v * inverse_scale)[: p.factor.shape[1]].T,
-    )
+def _by_p(x: _Pair, small: _Small) -> tuple[Array, Array]:
+    """The diagonal of P (S_q - S_p) P, and P (S_q - S_p) P V by rows.
+
+    S_q - S_p = delta + E U^T + V E^T if close, else delta + U U^T - V V^T; P V = V C^-1.
+    """
+    z, delta = small.z, x.delta[None, :]
+    weighted = _times(_times(small.inverse, _gram(x.v * delta, x.v)), small.inverse)
+    strength = _times(small.inverse, small.gram)
+    p_v = _mix(small.inverse, x.v)
+    rest = x.y - _mix(z.T, x.v)
+    close = x.close.astype(x.v.dtype)
+    squares = (rest - (1 - close) * p_v) * (rest + (1 + close) * p_v)
+    on = jnp.sum(x.v * _mix(weighted, x.v) + squares - (2 * delta) * (x.v * p_v), axis=0)
+
+    across = z.T + jnp.where(x.close, strength, 0)
+    known = jnp.where(x.close, z.T, -strength)
+    along = _times(small.inverse, known) - _times(z, across) - weighted
+    return x.delta + on, p_v * delta + _mix(across.T, x.y) + _mix(along.T, x.v)
+
+
+# ---- one covariance and the means -----------------------------------------------------------
 
 
 def trace(q: LowRank, p: LowRank) -> Array:
     """tr(S_p^-1 S_q)."""
-    x = _pair(q, p)
-    c = _capacitance(x.v)
-    ratio = special.exp(x.log_ratio)
-    z = linalg.matmul(c.inverse, _gram(x.v, x.u))
-    rest = x.u - linalg.matmul(z.T, x.v)
-    diagonal = ratio * (1 - jnp.sum(x.v * linalg.matmul(c.inverse, x.v), axis=0))
-    return jnp.sum(diagonal) + (jnp.sum(rest * rest) + jnp.sum(z * z))
+    unit = special.reciprocal(p.diagonal.scale())[None, :]
+    ratio = coordinates.variance_ratio(q.diagonal, p.diagonal)
+    v, u = p.factor.T * unit, q.factor.T * unit
+    inverse_factor = linalg.inverse_lower(_capacitance_factor(p))
+    half = linalg.matmul(inverse_factor, v)
+    z = linalg.matmul(inverse_factor.T, linalg.matmul(inverse_factor, _gram(v, u)))
+    rest = u - linalg.matmul(z.T, v)
+    diagonal = jnp.sum(ratio * (1 - jnp.sum(half * half, axis=0)))
+    return diagonal + (jnp.sum(rest * rest) + jnp.sum(z * z))
 
 
 def log_det_ratio(q: LowRank, p: LowRank) -> Array:
     """Log |S_p| - log |S_q|."""
-    x = _pair(q, p)
-    c_q = _eye(x.v) + _gram(x.u * special.exp(-x.log_ratio)[None, :], x.u)
-    factors = linalg.cholesky(c_q), _capacitance(x.v).factor
-    return (dense.log_det(factors[1]) - dense.log_det(factors[0])) - jnp.sum(x.log_ratio)
+    log_ratio = coordinates.log_variance_ratio(q.diagonal, p.diagonal)
+    factors = _capacitance_factor(p), _capacitance_factor(q)
+    return (dense.log_det(factors[0]) - dense.log_det(factors[1])) - jnp.sum(log_ratio)
 
 
-# ---- the means ------------------------------------------------------------------------------
+def _capacitance_factor(x: LowRank) -> Array:
+    v = x.factor.T * special.reciprocal(x.diagonal.scale())[None, :]
+    gram = _gram(v, v)
+    return linalg.cholesky(gram + _eye(gram))
 
 
-@jax.custom_jvp
-def location(delta: Array, p: LowRank) -> Array:
-    """delta^T S_p^-1 delta / 2 = min_z (|D^(-1/2) (delta - W z)|^2 + |z|^2) / 2 >= 0."""
-    rest, z = _least_squares(delta, p)
-    return 0.5 * (jnp.sum(rest * rest) + jnp.sum(z * z))
-
-
-def _least_squares(delta: Array, p: LowRank) -> tuple[Array, Array]:
-    """D^(-1/2) (delta - W z) at the minimizer, and z = W^T S_p^-1 delta."""
-    inverse_scale = special.reciprocal(p.diagonal.scale())
-    v, y = p.factor.T * inverse_scale[None, :], (delta * inverse_scale)[:, None]
-    z = linalg.matmul(_capacitance(v).inverse, linalg.matmul(v, y))
-    return (y - linalg.matmul(v.T, z))[:, 0], z[:, 0]
-
-
-@location.defjvp
-def _location_jvp(primals, tangents):
-    (delta, p), (ddelta, dp) = primals, tangents
-    rest, z = _least_squares(delta, p)
-    slope = rest * special.reciprocal(p.diagonal.scale())
-    by_factor = jnp.sum(-(slope[:, None] * z[None, :]) * dp.factor)
-    by_diagonal = jnp.sum(-0.5 * (rest * rest) * p.diagonal.rate() * dp.diagonal.value)
-    return location(delta, p), jnp.sum(slope * ddelta) + by_factor + by_diagonal
-
-
-# ---- one covariance -------------------------------------------------------------------------
+def location(shift: Array, p: LowRank) -> Array:
+    """shift^T S_p^-1 shift / 2 >= 0."""
+    return groups(p, p, shift).location
 
 
 def half_log_det(x: LowRank) -> Array:
     """Log |S| / 2."""
-    v = x.factor.T * special.reciprocal(x.diagonal.scale())[None, :]
-    return jnp.sum(x.diagonal.log_scale()) + 0.5 * dense.log_det(_capacitance(v).factor)
+    return jnp.sum(x.diagonal.log_scale()) + 0.5 * dense.log_det(_capacitance_factor(x))
 
 
 def color(x: LowRank, noise: Array, latent: Array) -> Array:

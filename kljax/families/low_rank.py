@@ -53,8 +53,7 @@ def low_rank(x: LowRankMultivariateNormal | MultivariateNormalDiag) -> LowRank:
 
 
 def _groups(q: Any, p: Any) -> tuple[Array, Array]:
-    s, t = low_rank(q), low_rank(p)
-    return lowrank.dispersion(s, t), lowrank.location(q.loc - p.loc, t)
+    return lowrank.groups(low_rank(q), low_rank(p), q.loc - p.loc)
 
 
 def _kl(q: Any, p: Any) -> Array:
