@@ -122,7 +122,8 @@ class _Pair(NamedTuple):
     """N if near, else sqrt(Delta) V."""
     ratio: Array
     delta: Array
-    inverse_scale: Array
+    unit: Array
+    """D_p^(-1/2)."""
 
 
 def _pair(q: LowRank, p: LowRank, shift: Array) -> _Pair:
@@ -214,15 +215,22 @@ def groups(q: LowRank, p: LowRank, shift: Array) -> Groups:
     """
     x = _pair(q, p, shift)
     small = _small(x)
-    terms = _terms(q, p, x, small)
+    gaps = _gaps(q.diagonal, p.diagonal, x)
+    terms = _terms(x, small, jnp.sum(gaps))
     total, size = jnp.sum(terms), jnp.sum(jnp.abs(terms))
+
+    def in_basis() -> Array:
+        w_q, w_p = _rows(q, p)
+        unit = x.unit[None, :]
+        return subspace.dispersion(x.v, (w_q - w_p) * unit, x.ratio, x.delta, gaps)
+
     cancels = ~(_CANCELLATION * total >= size)
-    dispersion = where_needed(cancels, lambda: _in_basis(q, p), 0.5 * total)
+    dispersion = where_needed(cancels, in_basis, 0.5 * total)
     rest, z = _least_squares(x, small)
     return Groups(dispersion, 0.5 * (jnp.sum(rest * rest) + jnp.sum(z * z)))
 
 
-def _terms(q: LowRank, p: LowRank, x: _Pair, small: _Small) -> Array:
+def _terms(x: _Pair, small: _Small, gaps: Array) -> Array:
     """What adds up to twice the dispersion; where q and p are near, small as it is."""
     # Y is E if close, wanted is U - V only if near.
     more = x.close & ~x.near
@@ -235,7 +243,7 @@ def _terms(q: LowRank, p: LowRank, x: _Pair, small: _Small) -> Array:
     apart = log_dets - 2 * jnp.sum(log_diagonal)
     return jnp.stack(
         [
-            2 * jnp.sum(coordinates.dispersion(q.diagonal, p.diagonal)),
+            gaps,
             jnp.where(x.near, gap, apart),
             jnp.sum(rest * rest) + jnp.sum(z * z),
             -jnp.sum(colored * colored),
@@ -249,15 +257,12 @@ def _least_squares(x: _Pair, small: _Small) -> tuple[Array, Array]:
     return (x.shift - _mix(z.T, x.v))[0], z
 
 
-def _in_basis(q: LowRank, p: LowRank) -> Array:
-    unit = special.reciprocal(p.diagonal.scale())[None, :]
-    w_q, w_p = _rows(q, p)
-    return subspace.dispersion(
-        w_p * unit,
-        (w_q - w_p) * unit,
-        coordinates.log_variance_ratio(q.diagonal, p.diagonal),
-        coordinates.dispersion(q.diagonal, p.diagonal),
-    )
+def _gaps(q: Diagonal, p: Diagonal, x: _Pair) -> Array:
+    """delta - log(1 + delta) of every coordinate."""
+    if isinstance(q, Variance) and isinstance(p, Variance):
+        near, gap = special.x_minus_log1p_near_zero(x.delta)
+        return jnp.where(near, gap, x.delta - jnp.log(x.ratio))
+    return 2 * coordinates.dispersion(q, p)
 
 
 # ---- derivatives ----------------------------------------------------------------------------
@@ -273,7 +278,7 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     rate_q, rate_p = 0.5 * q.diagonal.rate(), 0.5 * p.diagonal.rate()
 
     def by_factor(rows: Array, of: LowRank) -> Array:
-        return (rows * x.inverse_scale[None, :])[: of.factor.shape[1]].T
+        return (rows * x.unit[None, :])[: of.factor.shape[1]].T
 
     dispersion = (
         inner(lambda: rate_q * x.ratio * on_q, dq.diagonal.value)
@@ -282,7 +287,7 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
         - inner(lambda: by_factor(by_p, p), dp.factor)
     )
     location = (
-        inner(lambda: rest * x.inverse_scale, dshift)
+        inner(lambda: rest * x.unit, dshift)
         - inner(lambda: rate_p * (rest * rest), dp.diagonal.value)
         - inner(lambda: by_factor(z * rest[None, :], p), dp.factor)
     )

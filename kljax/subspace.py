@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from kljax import linalg, special
-from kljax.dense import gap, is_small, log_det
+from kljax.dense import gap_of_factor, is_small, log_det
 
 
 def basis(rows: Array) -> Array:
@@ -55,49 +55,92 @@ def _orthogonal_to(found: Array, x: Array) -> Array:
     return x - linalg.matmul(found.T, along)[:, 0]
 
 
-def dispersion(v: Array, e: Array, log_ratio: Array, half_gap: Array) -> Array:
+def dispersion(v: Array, e: Array, ratio: Array, delta: Array, gaps: Array) -> Array:
     """The dispersion.
 
     Args:
         v: V, by rows, shape (r, d).
         e: U - V, shape (r, d).
-        log_ratio: log Delta, shape (d,).
-        half_gap: (delta - log(1 + delta)) / 2 of every coordinate.
+        ratio: Delta, shape (d,).
+        delta: Delta - 1, to its relative accuracy.
+        gaps: delta - log(1 + delta) of every coordinate.
     """
-    delta, tau = special.expm1(log_ratio), -special.expm1(-log_ratio)
+    tau = special.divide(delta, ratio)
     b = basis(jnp.concatenate([v, e]))
     eye = jnp.eye(b.shape[0], dtype=b.dtype)
     k = linalg.symmetrize(-linalg.matmul(b * tau[None, :], b.T))
     b_v, b_e = linalg.matmul(b, v.T), linalg.matmul(b, e.T)
     b_u = b_v + b_e
-    both = jnp.stack([eye + k, eye + linalg.matmul(b_v, b_v.T)])
-    factor_k, factor = jax.vmap(linalg.cholesky)(both)
-    inverse_k = _inverse(factor_k)
-    factor_q = linalg.cholesky(inverse_k + linalg.matmul(b_u, b_u.T))
+    deviations = _factors(jnp.stack([k, linalg.matmul(b_v, b_v.T)]), (1, 1))
+    deviation_k, deviation = deviations
+    divisor_k, divisor = jax.vmap(_inverse_lower)(deviations + eye[None])
+    inverse_k = linalg.matmul(divisor_k.T, divisor_k)
 
     cross = linalg.matmul(b_v, b_e.T)
     change = cross + cross.T + linalg.matmul(b_e, b_e.T) - linalg.matmul(inverse_k, k)
-    s = linalg.whiten_both(factor, linalg.symmetrize(change))
-    gap_k, gap_s = jax.vmap(gap)(jnp.stack([k, s]))
-    apart = jnp.sum(linalg.diagonal(s)) + (log_det(factor) - log_det(factor_q))
-    inside = jnp.where(is_small(s), gap_s, apart)
+    s = linalg.matmul(linalg.matmul(divisor, linalg.symmetrize(change)), divisor.T)
+    s = linalg.symmetrize(s)
+    of_q = inverse_k + linalg.matmul(b_u, b_u.T)
+    deviation_s, factor_q = _factors(jnp.stack([s, of_q]), (1, 0))
+    apart = jnp.sum(linalg.diagonal(s)) + (_log_det(deviation) - log_det(factor_q))
+    inside = jnp.where(is_small(s), _gap(deviation_s), apart)
 
     # What is left of the diagonal outside of the span. Where the span holds coordinate axes
     # both sums are equal, and their difference is rounding: never below 0.
     leverage = jnp.sum(b * b, axis=0)
-    close = jnp.sum(leverage * delta * tau) - gap_k
-    apart = jnp.sum(leverage * delta) + log_det(factor_k)
+    close = jnp.sum(leverage * delta * tau) - _gap(deviation_k)
+    apart = jnp.sum(leverage * delta) + _log_det(deviation_k)
     captured = jnp.where(is_small(k), close, apart)
-    outside = jnp.maximum(2 * jnp.sum(half_gap) - captured, 0)
+    outside = jnp.maximum(jnp.sum(gaps) - captured, 0)
 
     # B Delta B^T - K^-1: the squares of what regression on the span leaves.
-    root = special.exp(-0.5 * log_ratio)[None, :]
+    root = special.reciprocal(jnp.sqrt(ratio))[None, :]
     regressed = linalg.matmul(linalg.matmul(inverse_k, k).T, b * root)
-    rest = linalg.solve_lower(factor, b * (delta[None, :] * root) + regressed)
+    rest = linalg.matmul(divisor, b * (delta[None, :] * root) + regressed)
     return 0.5 * (outside + inside + jnp.sum(rest * rest))
 
 
-def _inverse(factor: Array) -> Array:
-    """(C C^T)^-1."""
-    half = linalg.solve_lower(factor, jnp.eye(factor.shape[0], dtype=factor.dtype))
-    return linalg.matmul(half.T, half)
+# ---- factors by loops over columns, which compile fast: this path is rarely taken ------------
+
+
+def _factors(a: Array, identities: tuple[int, int]) -> Array:
+    """Lower triangular E with (n I + E)(n I + E)^T = n I + a, n of `identities` by matrix."""
+    return jax.vmap(_factor)(a, jnp.asarray(identities, a.dtype))
+
+
+def _factor(a: Array, identity: Array) -> Array:
+    index = jnp.arange(a.shape[0], dtype=jnp.int32)
+
+    def step(state: tuple[Array, Array], j: Array) -> tuple[tuple[Array, Array], None]:
+        rest, factor = state
+        column = jnp.sum(jnp.where(index[None, :] == j, rest, 0), axis=1)
+        pivot = jnp.sum(jnp.where(index == j, column, 0))
+        root = jnp.sqrt(jnp.where(identity + pivot > 0, identity + pivot, jnp.nan))
+        below = jnp.where(index > j, column / root, 0)
+        on = jnp.where(index == j, pivot / (identity + root), 0)
+        factor = jnp.where(index[None, :] == j, (below + on)[:, None], factor)
+        return (rest - below[:, None] * below[None, :], factor), None
+
+    return lax.scan(step, (a, jnp.zeros_like(a)), index)[0][1]
+
+
+def _inverse_lower(lower: Array) -> Array:
+    index = jnp.arange(lower.shape[0], dtype=jnp.int32)
+
+    def step(found: Array, item: tuple[Array, Array]) -> tuple[Array, None]:
+        i, row = item
+        rest = jnp.where(index == i, 1, 0) - jnp.sum(row[:, None] * found, axis=0)
+        rest = rest / jnp.sum(jnp.where(index == i, row, 0))
+        return jnp.where(index[:, None] == i, rest[None, :], found), None
+
+    return lax.scan(step, jnp.zeros_like(lower), (index, lower))[0]
+
+
+def _log_det(deviation: Array) -> Array:
+    """Log |(I + E)(I + E)^T|."""
+    return 2 * jnp.sum(special.log1p(linalg.diagonal(deviation)))
+
+
+def _gap(deviation: Array) -> Array:
+    on = special.log1p(linalg.diagonal(deviation))
+    return gap_of_factor(on, linalg.strict_lower(deviation))
