@@ -96,10 +96,15 @@ def _rows(q: LowRank, p: LowRank) -> tuple[Array, Array]:
     """The columns of both factors as rows, of the larger rank."""
     rank = max(q.factor.shape[1], p.factor.shape[1])
     w_q, w_p = (jnp.pad(x.factor.T, ((0, rank - x.factor.shape[1]), (0, 0))) for x in (q, p))
-    # A division, since XLA would else transpose anew for every reader.
-    value = p.diagonal.value
-    one = jnp.where(value == value, jnp.ones_like(value), value)[None, :]
-    return w_q / one, w_p / one
+    return settled(w_q), settled(w_p)
+
+
+def _sum_rows(x: Array) -> Array:
+    """The sum over the rows, written out: one loop with what makes them."""
+    total = jnp.zeros(x.shape[1], x.dtype)
+    for i in range(x.shape[0]):
+        total = total + x[i]
+    return total
 
 
 # ---- the pair in the units of p's diagonal --------------------------------------------------
@@ -134,20 +139,21 @@ def _pair(q: LowRank, p: LowRank, shift: Array) -> _Pair:
     w_q, w_p = _rows(q, p)
     close = _is_small(w_q - w_p, w_p, unit)
     near = close & jnp.all((ratio < _ONE_SIZE) & (ratio > 1 / _ONE_SIZE))
-    # What is multiplied with rows has an axis for them.
-    kept, row = near.astype(unit.dtype), unit[None, :]
-    own, more = own_unit[None, :], (kept * excess)[None, :]
-    own_change = own * (w_q - kept * w_p) - (own * more) * w_p
-    weight = jnp.where(near, -excess * unit, root * unit)[None, :]
+    # What is multiplied with rows has an axis for them. Choices come last, since XLA would
+    # write out a flag that is multiplied with.
+    row, own = unit[None, :], own_unit[None, :]
+    v, u = w_p * row, w_q * row
+    own_u = w_q * own
+    own_e = (w_q - w_p) * own - w_p * (excess * own_unit)[None, :]
     return _Pair(
         close,
         near,
-        w_p * row,
-        w_q * row,
-        (w_q - close.astype(unit.dtype) * w_p) * row,
+        v,
+        u,
+        jnp.where(close, (w_q - w_p) * row, u),
         shift[None, :] * row,
-        (own_change, own * w_q + (kept * row) * w_p),
-        kept * own_change + weight * w_p,
+        (jnp.where(near, own_e, own_u), jnp.where(near, own_u + v, own_u)),
+        jnp.where(near, own_e - v * excess[None, :], w_p * (root * unit)[None, :]),
         ratio,
         delta,
         unit,
@@ -319,8 +325,8 @@ def _by_q(x: _Pair, small: _Small) -> tuple[Array, Array]:
     )
     changed_v = _mix(jnp.where(x.close, lost, small.inverse).T, x.v)
     moved = _mix(inverse_q, x.y - tau_u)
-    close_v = x.v * x.close.astype(x.v.dtype)
-    on = jnp.sum(moved * (x.u - tau_u + close_v) - changed_v * x.v, axis=0)
+    both = jnp.where(x.close, x.v + (x.u - tau_u), x.u - tau_u)
+    on = _sum_rows(moved * both - changed_v * x.v)
     return tau + on, by_u
 
 
@@ -334,9 +340,8 @@ def _by_p(x: _Pair, small: _Small) -> tuple[Array, Array]:
     strength = _times(small.inverse, small.gram)
     p_v = _mix(small.inverse, x.v)
     rest = x.y - _mix(z.T, x.v)
-    close = x.close.astype(x.v.dtype)
-    squares = (rest - (1 - close) * p_v) * (rest + (1 + close) * p_v)
-    on = jnp.sum(x.v * _mix(weighted, x.v) + squares - (2 * delta) * (x.v * p_v), axis=0)
+    squares = jnp.where(x.close, rest * (rest + 2 * p_v), (rest - p_v) * (rest + p_v))
+    on = _sum_rows(x.v * _mix(weighted, x.v) + squares - (2 * delta) * (x.v * p_v))
 
     across = z.T + jnp.where(x.close, strength, 0)
     known = jnp.where(x.close, z.T, -strength)
