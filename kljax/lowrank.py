@@ -163,8 +163,7 @@ def _pair(q: LowRank, p: LowRank, shift: Array) -> _Pair:
 def _variance_ratio(q: Diagonal, p: Diagonal) -> tuple[Array, Array]:
     """Delta and Delta - 1, each to its relative accuracy."""
     if isinstance(q, Variance) and isinstance(p, Variance):
-        difference = special.divide(q.value - p.value, p.value)
-        return special.divide(q.value, p.value), difference
+        return special.over(q.value, p.value), special.excess(q.value, p.value)
     log_ratio = coordinates.log_variance_ratio(q, p)
     return special.exp(log_ratio), special.expm1(log_ratio)
 
@@ -221,7 +220,7 @@ def groups(q: LowRank, p: LowRank, shift: Array) -> Groups:
     """
     x = _pair(q, p, shift)
     small = _small(x)
-    gaps = _gaps(q.diagonal, p.diagonal, x)
+    gaps = settled(2 * coordinates.dispersion(q.diagonal, p.diagonal))
     terms = _terms(x, small, jnp.sum(gaps))
     total, size = jnp.sum(terms), jnp.sum(jnp.abs(terms))
 
@@ -261,14 +260,6 @@ def _least_squares(x: _Pair, small: _Small) -> tuple[Array, Array]:
     """D^(-1/2) (shift - W z) at its smallest, and z = W^T S_p^-1 shift as a column."""
     z = linalg.matmul(small.inverse, _gram(x.v, x.shift))
     return (x.shift - _mix(z.T, x.v))[0], z
-
-
-def _gaps(q: Diagonal, p: Diagonal, x: _Pair) -> Array:
-    """delta - log(1 + delta) of every coordinate."""
-    if isinstance(q, Variance) and isinstance(p, Variance):
-        near, gap = special.x_minus_log1p_near_zero(x.delta)
-        return jnp.where(near, gap, x.delta - jnp.log(x.ratio))
-    return 2 * coordinates.dispersion(q, p)
 
 
 # ---- derivatives ----------------------------------------------------------------------------

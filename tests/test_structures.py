@@ -236,6 +236,17 @@ def test_low_rank_near_equal_and_described_in_another_way():
     assert np.all(kl[-2:] <= 2.0**-24), kl[-2:]
 
 
+def test_a_batch_asks_once_whether_a_pair_needs_the_basis():
+    """Under two `vmap`s the costly branch is still one that may be left out."""
+    rng = rng_for("asked once")
+    x = to_dtype(draw(kljax.LowRankMultivariateNormal, rng))
+    batch = jax.tree.map(lambda leaf: jnp.stack([jnp.stack([leaf] * 3)] * 2), x)
+    per_pair = jax.vmap(jax.vmap(lambda q, p: kljax.kl_divergence(q, p)))
+    closed = jax.make_jaxpr(per_pair)(batch, batch)
+    asked = [e.invars[0].aval for e in _equations(closed.jaxpr) if e.primitive.name == "cond"]
+    assert [aval.shape for aval in asked] == [()]
+
+
 def exact(q: tuple, p: tuple) -> float:
     """KL of two low-rank distributions to 50 digits, from (loc, factor, diagonal)."""
 
@@ -398,15 +409,21 @@ def test_invalid_values_are_nan():
 LARGE, LARGE_RANK, LARGE_BLOCK = 512, 4, 4
 
 
-def _arrays(jaxpr: Any) -> Any:
-    """Every array of a program, with those of the programs inside it."""
+def _equations(jaxpr: Any) -> Any:
+    """Every equation of a program, with those of the programs inside it."""
     for equation in jaxpr.eqns:
-        yield from (variable.aval for variable in equation.outvars)
+        yield equation
         for value in equation.params.values():
             for inner in value if isinstance(value, (tuple, list)) else (value,):
                 inner = getattr(inner, "jaxpr", inner)
                 if hasattr(inner, "eqns"):
-                    yield from _arrays(inner)
+                    yield from _equations(inner)
+
+
+def _arrays(jaxpr: Any) -> Any:
+    """Every array of a program."""
+    for equation in _equations(jaxpr):
+        yield from (variable.aval for variable in equation.outvars)
 
 
 @pytest.mark.parametrize(("q_family", "p_family"), STRUCTURED, **IDS)
