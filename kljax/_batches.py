@@ -148,6 +148,7 @@ def where_needed(needed: Array, compute: Callable[[], Array], otherwise: Array) 
         lambda: otherwise,
     )
 
+
 def _vectorize(
     function: Callable[..., Any],
     values: Sequence[Array],

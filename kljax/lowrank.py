@@ -3,7 +3,7 @@
 In the units of p's diagonal, and for U' in those of q's own,
 
     V = D_p^(-1/2) W_p,  U = D_p^(-1/2) W_q,  U' = D_q^(-1/2) W_q,  Delta = D_q / D_p,
-    E = U - V,  E' = U' - V,  delta = Delta - 1,  tau = 1 - 1 / Delta,  N = E' - (sqrt(Delta) - 1) V,
+    E = U - V,  E' = U' - V,  N = E' - (sqrt(Delta) - 1) V,  delta = Delta - 1,
     C = I + V^T V = L L^T,  C_q = I + U'^T U' = C + sym(E'^T (U' + V)),  P = (I + V V^T)^-1.
 
 With h(x) = x - log(1 + x) and the eigenvalues of R = L^-1 (C_q - C) L^-T, the divergence of the
@@ -14,12 +14,14 @@ covariances is (own arrangement)
 every term of second order in the difference of q and p, so near pairs keep their digits. Far
 apart the determinants are taken by themselves:
 
-    2 dispersion = sum_i h(delta_i) + log |C| - log |C_q| + tr(U^T P U) - |sqrt(Delta) V L^-T|^2.
+    2 dispersion = sum_i h(delta_i) + log |C| - log |C_q|
+                   + tr(U^T P U) - |sqrt(Delta) V L^-T|^2.
 
-Both are one program; y^T P y is min_z |y - V z|^2 + |z|^2, at z = C^-1 V^T y. Two
-descriptions of one distribution (a factor with its columns exchanged, a column that stands for
-a part of the diagonal) have terms that are large beside their sum; those pairs, and only those,
-are compared once more in a basis of what both factors span (`subspace`).
+Both are one program on chosen arrays; y^T P y = min_z |y - V z|^2 + |z|^2, at z = C^-1 V^T y.
+Two descriptions of one distribution (a factor with its columns exchanged, a column that stands
+for a part of the diagonal) have terms that are large beside their sum. If a batch holds such a
+pair, it is compared once more in a basis of what both factors span (`subspace`), and the values
+of those pairs are taken from there.
 Sources: Woodbury and the matrix determinant lemma, Golub & Van Loan 2013, 2.1.4.
 """
 
