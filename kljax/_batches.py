@@ -132,7 +132,7 @@ def _in_any_event(x: Array) -> Array:
 
 
 @_in_any_event.def_vmap
-def _in_any_event_of_batch(axis_size: int, in_batched: list[bool], x: Array):
+def _in_any_event_of_batch(_axis_size: int, _in_batched: list[bool], x: Array):
     return _in_any_event(jnp.any(x)), False
 
 
