@@ -146,7 +146,7 @@ def _pair(q: LowRank, p: LowRank, shift: Array) -> _Pair:
     row, own = unit[None, :], own_unit[None, :]
     v, u = w_p * row, w_q * row
     own_u = w_q * own
-    own_e = (w_q - w_p) * own - w_p * (excess * own_unit)[None, :]
+    own_e = (w_q - w_p) * own - w_p * settled(excess * own_unit)[None, :]
     return _Pair(
         close,
         near,
