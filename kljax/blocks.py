@@ -106,14 +106,4 @@ def replace_diagonal(a: Lower, values: Array) -> Lower:
 
 def together(a: Lower) -> Array:
     """The matrix."""
-    size = LEAF + a.bottom.shape[0]
-    row, column = jnp.arange(size)[:, None], jnp.arange(size)[None, :]
-    top, left, bottom = (linalg.alone(x) for x in a)
-    rest = size - LEAF
-    above = jnp.pad(top, ((0, rest), (0, rest)))
-    below = jnp.where(
-        column < LEAF,
-        jnp.pad(left, ((LEAF, 0), (0, rest))),
-        jnp.pad(bottom, ((LEAF, 0), (LEAF, 0))),
-    )
-    return jnp.where(row < LEAF, above, below)
+    return linalg.from_blocks(*a)

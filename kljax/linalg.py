@@ -48,21 +48,21 @@ def alone(x: Array) -> Array:
 class Divisor:
     """Division by y as a product, which XLA puts into one loop with others.
 
-    1 / y of the largest numbers is subnormal and would be flushed to 0, so what is divided
-    by them is first made smaller, with y, by a power of two.
+    1 / y of the largest numbers is subnormal and would be flushed to 0; 4 / y is not, and
+    overflows at the smallest normal number alone.
     """
 
     def __init__(self, y: Array) -> None:
-        self._shift = jnp.where(jnp.abs(y) > 2.0**64, 2.0**-64, 1.0).astype(y.dtype)
-        self._inverse = settled(1 / (y * self._shift)) if y.ndim else 1 / (y * self._shift)
+        inverse = jnp.minimum(4 / y, jnp.finfo(y.dtype).max)
+        self._inverse = settled(inverse) if y.ndim else inverse
 
     def __getitem__(self, i: int) -> Callable[[Array], Array]:
         """Division by entry i of a vector y."""
-        shift, inverse = self._shift[i], self._inverse[i]
-        return lambda x: (x * shift) * inverse
+        inverse = self._inverse[i]
+        return lambda x: (x * inverse) * 0.25
 
     def __call__(self, x: Array) -> Array:
-        return (x * self._shift) * self._inverse
+        return (x * self._inverse) * 0.25
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -278,10 +278,13 @@ def _half(size: int, leaf: int) -> int:
 def from_blocks(top: Array, left: Array, bottom: Array) -> Array:
     """[[top, 0], [left, bottom]]; above the diagonals of top and bottom as they are.
 
-    Selected, not concatenated, since XLA makes one loop of that.
+    Small ones are selected, which XLA makes one loop of; large ones are copied faster.
     """
     half, rest = top.shape[0], bottom.shape[0]
     top, left, bottom = alone(top), alone(left), alone(bottom)
+    if half + rest > _WRITTEN_OUT:
+        upper = jnp.pad(top, ((0, 0), (0, rest)))
+        return jnp.concatenate([upper, jnp.concatenate([left, bottom], axis=1)])
     row, column = (lax.broadcasted_iota(jnp.int32, (half + rest,) * 2, i) for i in (0, 1))
     above = jnp.pad(top, ((0, rest), (0, rest)))
     below = jnp.where(

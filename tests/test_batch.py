@@ -277,8 +277,12 @@ def test_top_k_is_the_sorted_matrix(block_bytes, columns, monkeypatch):
     full = np.asarray(batch.pairwise(q, twice))
     order = np.argsort(full, axis=1, kind="stable")[:, :5]
     values, index = batch.top_k(q, twice, 5, block_bytes=block_bytes)
-    np.testing.assert_array_equal(index, order)
-    np.testing.assert_allclose(values, np.take_along_axis(full, order, 1), rtol=1e-6)
+    if columns > 2 * len(SEPARATIONS):  # one block: the same program, so ties are exact
+        np.testing.assert_array_equal(index, order)
+    sorted_values = np.take_along_axis(full, order, 1)
+    np.testing.assert_allclose(np.take_along_axis(full, index, 1), sorted_values, rtol=1e-6)
+    np.testing.assert_allclose(values, sorted_values, rtol=1e-6)
+    assert all(len(set(row)) == 5 for row in np.asarray(index).tolist())
     assert index.dtype == jnp.int32
 
 
