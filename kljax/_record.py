@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.core import Tracer
 
+from kljax import _pytree
 from kljax.constraints import CONSTRAINTS, Constraint
 
 _T = TypeVar("_T")
@@ -67,7 +68,7 @@ def record(cls: type[_T]) -> type[_T]:
     if "__repr__" not in cls.__dict__:
         cls.__repr__ = _repr
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-    return jax.tree_util.register_dataclass(cls, data_fields=names, meta_fields=[])
+    return _pytree.register(cls, names)
 
 
 def _repr(self: Any) -> str:

@@ -27,7 +27,6 @@ Sources: Woodbury and the matrix determinant lemma, Golub & Van Loan 2013, 2.1.4
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -47,9 +46,7 @@ _CANCELLATION = 32
 _ONE_SIZE = 16.0
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class LowRank:
+class LowRank(NamedTuple):
     """The covariance D + W W^T of one event.
 
     Attributes:

@@ -15,7 +15,6 @@ q is almost p and M almost I, and each structure its own X.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -34,9 +33,7 @@ from kljax.structure import (
 )
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class Factored:
+class Factored(NamedTuple):
     """A structure with its factor, computed once."""
 
     structure: Structure

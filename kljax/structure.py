@@ -13,20 +13,19 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, TypeVar, dataclass_transform
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import doubled, linalg, special
+from kljax import _pytree, doubled, linalg, special
 from kljax.doubled import Doubled
 
 _T = TypeVar("_T")
 
 
 @dataclass_transform(frozen_default=True)
-def _pytree(cls: type[_T]) -> type[_T]:
+def _node(cls: type[_T]) -> type[_T]:
     cls = dataclass(frozen=True, eq=False)(cls)
-    return jax.tree_util.register_dataclass(cls, data_fields=["value"], meta_fields=[])
+    return _pytree.register(cls, ["value"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +141,7 @@ class Diagonal(Structure):
         return self.variance()
 
 
-@_pytree
+@_node
 class Scale(Diagonal):
     """Standard deviations s > 0."""
 
@@ -163,7 +162,7 @@ class Scale(Diagonal):
         return 2 * special.reciprocal(self.value)
 
 
-@_pytree
+@_node
 class Variance(Diagonal):
     """Variances v = s^2 > 0."""
 
@@ -183,7 +182,7 @@ class Variance(Diagonal):
         return special.reciprocal(self.value)
 
 
-@_pytree
+@_node
 class LogVariance(Diagonal):
     """Log-variances l = log v."""
 
@@ -231,7 +230,7 @@ class _ByFactor(Structure):
         return factor
 
 
-@_pytree
+@_node
 class ScaleTril(_ByFactor):
     """A lower triangular Cholesky factor C."""
 
@@ -245,7 +244,7 @@ class ScaleTril(_ByFactor):
         return -jnp.sum(slope * linalg.matmul(jnp.tril(tangent.value), y))
 
 
-@_pytree
+@_node
 class Covariance(_ByFactor):
     """A covariance matrix S, symmetric."""
 
@@ -265,7 +264,7 @@ class Covariance(_ByFactor):
         return linalg.diagonal(self.value)
 
 
-@_pytree
+@_node
 class Precision(Structure):
     """A precision matrix P = S^-1, symmetric; `factor` is C^-1, since P = C^-T C^-1."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "kljax"
 CATALOGUE = sorted(path.stem for path in (PACKAGE / "derivations/catalogue").glob("[!_]*.py"))
 FLOORS = [
-    ["special", "doubled", "linalg", "blocks", "constraints", "_record", "_batches"],
+    ["_pytree", "special", "doubled", "linalg", "blocks", "constraints", "_record", "_batches"],
     [
         "structure",
         "coordinates",

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from kljax import _record, distribution, divergence
+from kljax import _pytree, _record, distribution, divergence
 from kljax.families.gaussian import GaussianTerms
 from kljax.vae._inputs import whole
 from kljax.vae.terms import LatentTerms, has_latent_terms, latent_terms
@@ -65,7 +65,7 @@ class ElboParts:
         return -(self.reconstruction + self.kl)
 
 
-jax.tree_util.register_dataclass(
+_pytree.register(
     ElboParts,
     data_fields=["loss", "bound", "reconstruction", "kl", "terms"],
     meta_fields=["estimator"],

@@ -28,7 +28,7 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.scipy.special import logsumexp
 
-from kljax import _record, distribution
+from kljax import _pytree, _record, distribution
 from kljax.special import as_float
 from kljax.vae._inputs import at_least_zero, whole
 
@@ -89,7 +89,7 @@ class ImportanceNLL:
         )
 
 
-jax.tree_util.register_dataclass(
+_pytree.register(
     ImportanceNLL,
     data_fields=["nll", "standard_error", "effective_samples", "pareto_k", "trusted"],
     meta_fields=["samples"],
