@@ -10,6 +10,7 @@ from jax.experimental import checkify
 
 import kljax
 from kljax import MultivariateNormal, MultivariateNormalDiag, Normal
+from kljax.constraints import CONSTRAINTS
 
 ONES, EYE = jnp.ones(3), jnp.eye(3)
 PRIOR = kljax.standard_normal(3)
@@ -185,6 +186,17 @@ def test_invalid_value_beside_another_structure_gives_nan(name):
     bad, _ = INVALID[name]
     _assert_nan(bad, PRIOR)
     _assert_nan(PRIOR, bad)
+
+
+@pytest.mark.parametrize("size", [3, 16, 64, 65])
+@pytest.mark.parametrize("entry", [2.0**-126, -1.0, 3e38, np.inf, np.nan])
+def test_any_entry_above_the_diagonal_is_invalid(size, entry):
+    good = np.tril(np.full((size, size), 2.0**100, np.float32))
+    bad = good.copy()
+    bad[size - 2, size - 1] = entry
+    test = CONSTRAINTS["lower_triangular"].invalid
+    assert test is not None
+    np.testing.assert_array_equal(jax.jit(jax.vmap(test))(np.stack([good, bad])), [False, True])
 
 
 def test_only_the_invalid_entry_of_a_batch_is_nan():
