@@ -1,13 +1,14 @@
 """Two Gaussians given by covariance matrices, N(., A) and N(., B), in few passes.
 
-    B = C C^T,   S = C^-1 (A - B) C^-T,   M M^T = I + S,   y = C^-1 delta,
+    B = C C^T,   S = C^-1 (A - B) C^-T,   y = C^-1 delta,
     dispersion = (tr S - log |I + S|) / 2,   location = |y|^2 / 2,
-    by A:  C^-T (I - (I + S)^-1) C^-1 / 2,   I - (I + S)^-1 = M^-T M^-1 S,
-    by B: -C^-T (S + y y^T) C^-1 / 2,   by delta: C^-T y.
+    by A: A^-1 (A - B) B^-1 / 2,   by B: -B^-1 (A - B) B^-1 / 2 - s s^T / 2,
+    by delta: s = B^-1 delta.
 
-S carries the difference of A and B, so the value and both gradients vanish with it. M comes
-from S while that is small (its factor in deviations from I) and from the quotient of both
-factors when it is not. (Own arrangement of Kullback 1959.)
+Far apart, the dispersion is that of both Cholesky factors (`factors`). Where it is found to be
+small, its digits are those of the factors' rounding, and it is computed anew from S, whose
+entries are small and well known. The gradients carry the difference A - B itself, and vanish
+with it. (Own arrangement of Kullback 1959.)
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import coordinates, factors, linalg, special
+from kljax import factors, linalg, special
+from kljax._batches import where_needed
 from kljax.factors import Groups, inner
 from kljax.linalg import Divisor, settled
-from kljax.structure import Scale
 
 WRITTEN_OUT = 8
+# Largest norm of S from which its factor is computed in deviations from the identity.
 NEAR = 0.4
+# What the dispersion is there, about |S|^2 / 4.
+NEAR_DISPERSION = 0.25 * NEAR**2
 
 
 @jax.custom_jvp
@@ -36,74 +40,56 @@ def groups(a: Array, b: Array, delta: Array) -> Groups:
     if 0 < b.shape[0] <= WRITTEN_OUT:
         return _written_out(_Symmetric(a), _Symmetric(b), delta)
     a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
-    return _from_whitened(a, *_whitened(a, b, delta))
+    factor = linalg.cholesky(b)
+    far = factors.groups(linalg.cholesky(a), factor, delta)
+    near = far.dispersion < NEAR_DISPERSION
+    return far._replace(
+        dispersion=where_needed(near, lambda: _near(a - b, factor), far.dispersion)
+    )
+
+
+def _near(difference: Array, factor: Array) -> Array:
+    """The dispersion from S, whose entries are small."""
+    s = linalg.whiten_both(factor, difference)
+    deviation = linalg.cholesky_deviation(s)
+    # (r^2 - 1) / 2 - log r for r = 1 + e
+    e = linalg.diagonal(deviation)
+    on = special.x_minus_log1p(e) + 0.5 * e * e
+    below = linalg.strict_lower(deviation)
+    return jnp.sum(on) + 0.5 * jnp.sum(below * below)
 
 
 def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     a, b, delta = primals
     da, db, ddelta = tangents
     a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
-    factor, inverse, s, y = _whitened(a, b, delta)
-
-    def between(x: Array) -> Array:
-        """C^-T x C^-1, for symmetric x."""
-        half = settled(linalg.matmul(inverse.T, x))
-        return linalg.symmetrize(settled(linalg.matmul(half, inverse)))
+    inverse = _inverse_factor(b)
+    slope = _solve(inverse, delta[:, None])
+    # (A - B) B^-1, of which B^-1 (A - B) B^-1 and A^-1 (A - B) B^-1 are one more solve.
+    quotient = settled(_solve(inverse, settled(a - b)).T)
 
     def by_a() -> Array:
-        m = linalg.inverse_lower(_quotient(a, inverse, s))
-        change = settled(linalg.matmul(m.T, settled(linalg.matmul(m, s))))
-        return 0.5 * between(change)
+        return 0.5 * linalg.symmetrize(_solve(_inverse_factor(a), quotient))
 
-    slope = linalg.matmul(inverse.T, y)
-    change = inner(by_a, da) - inner(lambda: 0.5 * between(s), db)
+    def by_b() -> Array:
+        return 0.5 * linalg.symmetrize(_solve(inverse, quotient))
+
+    change = inner(by_a, da) - inner(by_b, db)
     moved = inner(lambda: slope[:, 0], ddelta) - inner(lambda: 0.5 * slope * slope.T, db)
-    if 0 < b.shape[0] <= WRITTEN_OUT:
-        value = groups(*primals)
-    else:
-        value = _from_whitened(a, factor, inverse, s, y)
-    return value, Groups(change, moved)
+    return groups(*primals), Groups(change, moved)
 
 
 groups.defjvp(_groups_jvp, symbolic_zeros=True)
 
 
-def _whitened(a: Array, b: Array, delta: Array) -> tuple[Array, Array, Array, Array]:
-    """C, C^-1, S and y as a column."""
-    factor = linalg.cholesky(b)
-    inverse = linalg.inverse_lower(factor)
-    half = settled(linalg.matmul(inverse, settled(a - b)))
-    s = settled(linalg.matmul(half, settled(inverse.T)))
-    y = settled(linalg.matmul(inverse, delta[:, None]))
-    return factor, inverse, settled(linalg.symmetrize(s)), y
+def _inverse_factor(a: Array) -> Array:
+    """C^-1 for a = C C^T."""
+    return settled(linalg.inverse_lower(linalg.cholesky(a)))
 
 
-def _is_near(s: Array) -> Array:
-    """Whether all eigenvalues of I + S are near 1, hence the pivots of its factor."""
-    return jnp.sum(s * s) < NEAR**2
-
-
-def _quotient(a: Array, inverse: Array, s: Array) -> Array:
-    """M, lower triangular."""
-    deviation = linalg.cholesky_deviation(s)
-    far = linalg.matmul(inverse, linalg.cholesky(a))
-    near = deviation + jnp.eye(s.shape[0], dtype=s.dtype)
-    return settled(jnp.tril(jnp.where(_is_near(s), near, far)))
-
-
-def _from_whitened(a: Array, factor: Array, inverse: Array, s: Array, y: Array) -> Groups:
-    deviation, factor_a = linalg.cholesky_deviation(s), linalg.cholesky(a)
-    far = linalg.matmul(inverse, factor_a)
-    far_on = coordinates.dispersion(
-        Scale(linalg.diagonal(factor_a)), Scale(linalg.diagonal(factor))
-    )
-    # (r^2 - 1) / 2 - log r for r = 1 + e
-    e = linalg.diagonal(deviation)
-    near_on = special.x_minus_log1p(e) + 0.5 * e * e
-    near = _is_near(s)
-    below = linalg.strict_lower(jnp.where(near, deviation, far))
-    on = jnp.sum(jnp.where(near, near_on, far_on))
-    return Groups(on + 0.5 * jnp.sum(below * below), 0.5 * jnp.sum(y * y))
+def _solve(inverse: Array, b: Array) -> Array:
+    """(C C^T)^-1 b, by C^-1."""
+    return settled(linalg.matmul(inverse.T, settled(linalg.matmul(inverse, b))))
 
 
 # ---- on scalars -----------------------------------------------------------------------------
