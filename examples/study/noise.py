@@ -1,0 +1,79 @@
+"""How much the estimators' gradients vary, at trained models and as the log-det weight falls.
+
+With a = b = 1 the weighted terms are c KL(q ‖ N(0, c I)) up to a constant, so every estimator
+of a KL has its weighted form.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+import kljax
+from kljax import vae
+from study.design import Model
+from study.networks import Layer, Networks, log_likelihood, posterior
+from study.training import BATCH
+
+ESTIMATORS = ("closed_form", "monte_carlo", "sticking_the_landing")
+
+
+def variances(
+    model: Model, trained: Networks, c: Array, images: Array, key: Array, draws: int
+) -> dict[str, Array]:
+    """Summed variances of the encoder's gradient, and that of the loss.
+
+    Args:
+        model: with a diagonal posterior.
+        trained: parameters of shape (arms, seeds, ...).
+        c: weights of the log-determinant > 0, shape (arms,).
+        images: of which the first make up the minibatch.
+        key: a `jax.random.key`, the same for all models and estimators.
+        draws: of the latents.
+
+    Returns:
+        By the estimator's name the variance of the gradient, and by "value NAME" that of the
+        loss, of shape (arms, seeds).
+    """
+    batch, keys = images[:BATCH], jax.random.split(key, draws)
+
+    def one(pair: tuple[Networks, Array]) -> dict[str, Array]:
+        x, c = pair
+        answer = {}
+        for name in ESTIMATORS:
+            gradient = jax.value_and_grad(partial(weighted, name))
+            values, slopes = jax.lax.map(
+                lambda k, g=gradient: g(x.encoder, model, x, c, batch, k), keys
+            )
+            answer[name] = sum(
+                jnp.sum(jnp.var(slope, axis=0, ddof=1)) for slope in jax.tree.leaves(slopes)
+            )
+            answer[f"value {name}"] = jnp.var(values, ddof=1)
+        return answer
+
+    seeds = jax.tree.leaves(trained)[0].shape[1]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trained)
+    found = jax.jit(lambda *x: jax.lax.map(one, x))(flat, jnp.repeat(c, seeds))
+    return jax.tree.map(lambda x: x.reshape(-1, seeds), found)
+
+
+def weighted(
+    name: str,
+    encoder: tuple[Layer, ...],
+    model: Model,
+    x: Networks,
+    c: Array,
+    images: Array,
+    key: Array,
+) -> Array:
+    """Reconstruction + c KL(q ‖ N(0, c I)) by one of the estimators."""
+    x = x._replace(encoder=encoder)
+    q = posterior(model, x, images)
+    p = kljax.MultivariateNormalDiag(
+        jnp.zeros(model.latents), variance=jnp.full(model.latents, c)
+    )
+    parts = vae.ESTIMATORS[name](q, p, lambda z: log_likelihood(model, x, z, images), key)
+    return jnp.mean(parts.reconstruction + c * parts.kl)

@@ -1,0 +1,174 @@
+"""What is measured on every trained model, at weights one whatever its training weighed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+import kljax
+from kljax import vae
+from study.design import Effort, Model
+from study.networks import Networks, Weighing, log_likelihood, perceptron, posterior
+
+RECONSTRUCTION_SAMPLES = 8
+# Images and draws at which the decoder is differentiated.
+JACOBIAN_IMAGES, JACOBIAN_DRAWS = 128, 4
+# Share of prior draws in the defensive proposal.
+DEFENSIVE = 0.5
+
+Responses = dict[str, Array]
+
+
+def assess(
+    model: Model,
+    trained: Networks,
+    arms: Weighing,
+    train: Array,
+    test: Array,
+    key: Array,
+    effort: Effort,
+) -> Responses:
+    """The responses of all arms and seeds, arrays of shape (arms, seeds, ...)."""
+    one = partial(of_model, model, train=train, test=test, key=key, effort=effort)
+    seeds = jax.tree.leaves(trained)[0].shape[1]
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trained)
+    repeated = jax.tree.map(lambda x: jnp.repeat(x, seeds), arms)
+    found = jax.jit(lambda *x: jax.lax.map(lambda pair: one(*pair), x))(flat, repeated)
+    return jax.tree.map(lambda x: x.reshape(-1, seeds, *x.shape[1:]), found)
+
+
+def of_model(
+    model: Model,
+    x: Networks,
+    arm: Weighing,
+    *,
+    train: Array,
+    test: Array,
+    key: Array,
+    effort: Effort,
+) -> Responses:
+    keys = jax.random.split(key, 4)
+    return (
+        of_posteriors(model, x, arm, train, keys[0], effort)
+        | of_reconstruction(model, x, test, keys[1])
+        | of_likelihood(model, x, train, test[: effort.images], keys[2], effort)
+        | of_decoder(model, x, arm, test[:JACOBIAN_IMAGES], keys[3])
+    )
+
+
+def of_posteriors(
+    model: Model, x: Networks, arm: Weighing, train: Array, key: Array, effort: Effort
+) -> Responses:
+    """Terms, scale identity and information over the training images."""
+    q = posterior(model, x, train)
+    found = vae.diagnose(q, weights=arm.weights)
+    some = posterior(model, x, train[: effort.points])
+    parts = vae.decompose(some, key)
+    residual = found.scale_residual
+    matrix = found.scale_matrix
+    if matrix is None:
+        off = jnp.zeros(())
+    else:
+        off = jnp.max(jnp.abs(matrix - jnp.diag(jnp.diag(matrix))))
+    return {
+        "kl": jnp.sum(found.kl),
+        "trace": 0.5 * jnp.sum(found.trace),
+        "mahalanobis": 0.5 * jnp.sum(found.mahalanobis),
+        "log_det": 0.5 * jnp.sum(found.log_det),
+        "scale_residual": jnp.max(jnp.abs(residual)),
+        "scale_off_diagonal": off,
+        "active": jnp.sum(found.active),
+        "informative": jnp.sum(found.informative),
+        "information": parts.mutual_information,
+        "marginal_kl": parts.marginal_kl,
+    }
+
+
+def of_reconstruction(model: Model, x: Networks, test: Array, key: Array) -> Responses:
+    q, p = posterior(model, x, test), kljax.standard_normal(model.latents)
+    parts = vae.closed_form(
+        q,
+        p,
+        lambda z: log_likelihood(model, x, z, test),
+        key,
+        samples=RECONSTRUCTION_SAMPLES,
+    )
+    return {
+        "reconstruction": jnp.mean(parts.reconstruction),
+        "test_kl": jnp.mean(parts.kl),
+        "negative_elbo": -jnp.mean(parts.elbo),
+    }
+
+
+def fitted_prior(model: Model, x: Networks, train: Array) -> kljax.MultivariateNormal:
+    """The Gaussian with mean and covariance of the aggregated posterior."""
+    q = posterior(model, x, train)
+    loc = jnp.mean(q.loc, axis=0)
+    off = q.loc - loc
+    own = kljax.covariance(q) if model.posterior == "full" else None
+    if own is None:
+        inner = jnp.diag(jnp.mean(kljax.variance(q), axis=0))
+    else:
+        inner = jnp.mean(own, axis=0)
+    return kljax.MultivariateNormal(loc, covariance_matrix=off.T @ off / len(off) + inner)
+
+
+def of_likelihood(
+    model: Model, x: Networks, train: Array, test: Array, key: Array, effort: Effort
+) -> Responses:
+    """-log p(x) under N(0, I), under the fitted prior, and with a defensive proposal."""
+    nll = partial(
+        vae.importance_nll,
+        lambda image: posterior(model, x, image),
+        log_likelihood=lambda z, image: log_likelihood(model, x, z, image),
+        x=test,
+        key=key,
+        samples=effort.importance,
+        sample_chunk=effort.importance,
+    )
+    standard = kljax.standard_normal(model.latents)
+    found = {
+        "nll": nll(p=standard),
+        "nll_fit": nll(p=fitted_prior(model, x, train)),
+        "nll_defensive": nll(p=standard, defensive=DEFENSIVE),
+    }
+    answer: dict[str, Array] = {}
+    for name, each in found.items():
+        answer[name] = jnp.mean(each.nll)
+        answer[f"{name}_effective"] = jnp.mean(each.effective_samples)
+        answer[f"{name}_pareto_k"] = jnp.median(each.pareto_k)
+        answer[f"{name}_trusted"] = jnp.mean(each.trusted)
+    return answer
+
+
+def of_decoder(model: Model, x: Networks, arm: Weighing, test: Array, key: Array) -> Responses:
+    """Columns of the decoder's Jacobian: how aligned, and the variances they predict.
+
+    Stationarity by log s_i is s_i = c / (a + h_i), h_i = E_q d^2 R / dz_i^2, which for a
+    Gaussian decoder is |dx/dz_i|^2 / variance but for the decoder's own curvature.
+    """
+    q = posterior(model, x, test)
+    jacobian = jax.vmap(jax.jacfwd(lambda z: perceptron(x.decoder, z)))
+    columns = jacobian(q.loc)
+    length = jnp.sqrt(jnp.sum(columns**2, axis=1))
+    unit = columns / length[:, None, :]
+    above = jnp.triu_indices(model.latents, 1)
+    cosines = jnp.abs(jnp.einsum("npi,npj->nij", unit, unit))[:, above[0], above[1]]
+    answer = {"alignment": jnp.mean(cosines)}
+    if model.posterior != "diag":
+        return answer
+    draws = kljax.sample(q, key, JACOBIAN_DRAWS)
+    squares = jnp.stack([jnp.sum(jacobian(z) ** 2, axis=1) for z in draws])
+    curvature = jnp.mean(squares, axis=0) / model.variance
+    predicted = jnp.log(arm.weights.log_det) - jnp.log(arm.weights.trace + curvature)
+    found = jnp.log(kljax.variance(q))
+    rest = jnp.sum((found - predicted) ** 2)
+    explained = 1 - rest / jnp.sum((found - jnp.mean(found)) ** 2)
+    return answer | {
+        "variance_law": explained,
+        "log_s_predicted": predicted,
+        "log_s": found,
+    }
