@@ -23,7 +23,7 @@ COLLAPSED = 1e-4
 
 
 class Case(NamedTuple):
-    """One training: weights, size of the start, and whether the decoder's variance is learned."""
+    """One training: weights, size of the start, whether the decoder's variance is learned."""
 
     name: str
     weights: tuple[float, float, float]
@@ -211,8 +211,7 @@ def gradients(data: np.ndarray, vectors: np.ndarray, key: Array) -> dict[str, fl
     keys, answer = jax.random.split(key, 8), {}
     for name in ("closed_form", "monte_carlo", "sticking_the_landing"):
         slope = jax.grad(partial(noisy, vae.ESTIMATORS[name]), argnums=(0, 1))
-        found = jax.vmap(slope, in_axes=(None, None, 0))(
-            truth.encoder, jnp.log(truth.variance), keys
-        )
+        over_keys = jax.jit(jax.vmap(slope, in_axes=(None, None, 0)))
+        found = over_keys(truth.encoder, jnp.log(truth.variance), keys)
         answer[name] = max(float(jnp.max(jnp.abs(x))) for x in found)
     return answer

@@ -20,7 +20,7 @@ from jax.scipy.special import logsumexp
 
 import kljax
 from study.design import Model
-from study.networks import HIDDEN, Networks, layers, log_likelihood, perceptron
+from study.networks import HIDDEN, Layer, Networks, layers, log_likelihood, perceptron
 
 COMPONENTS = 4
 COUNT_DRAWS = 64

@@ -103,45 +103,59 @@ def of_reconstruction(model: Model, x: Networks, test: Array, key: Array) -> Res
     }
 
 
-def fitted_prior(model: Model, x: Networks, train: Array) -> kljax.MultivariateNormal:
-    """The Gaussian with mean and covariance of the aggregated posterior."""
+def fitted(model: Model, x: Networks, train: Array) -> tuple[Array, Array]:
+    """Mean and covariance of the aggregated posterior."""
     q = posterior(model, x, train)
     loc = jnp.mean(q.loc, axis=0)
     off = q.loc - loc
-    own = kljax.covariance(q) if model.posterior == "full" else None
-    if own is None:
-        inner = jnp.diag(jnp.mean(kljax.variance(q), axis=0))
+    if model.posterior == "full":
+        own = jnp.mean(kljax.covariance(q), axis=0)
     else:
-        inner = jnp.mean(own, axis=0)
-    return kljax.MultivariateNormal(loc, covariance_matrix=off.T @ off / len(off) + inner)
+        own = jnp.diag(jnp.mean(kljax.variance(q), axis=0))
+    return loc, off.T @ off / len(off) + own
 
 
 def of_likelihood(
     model: Model, x: Networks, train: Array, test: Array, key: Array, effort: Effort
 ) -> Responses:
     """-log p(x) under N(0, I), under the fitted prior, and with a defensive proposal."""
-    nll = partial(
-        vae.importance_nll,
-        lambda image: posterior(model, x, image),
-        log_likelihood=lambda z, image: log_likelihood(model, x, z, image),
-        x=test,
-        key=key,
-        samples=effort.importance,
-        sample_chunk=effort.importance,
+
+    def estimate(given: tuple[Array, Array, Array]) -> Responses:
+        loc, covariance, share = given
+        found = vae.importance_nll(
+            lambda image: posterior(model, x, image),
+            kljax.MultivariateNormal(loc, covariance_matrix=covariance),
+            lambda z, image: log_likelihood(model, x, z, image),
+            test,
+            key,
+            samples=effort.importance,
+            sample_chunk=effort.importance,
+            defensive=share,
+        )
+        return {
+            "": jnp.mean(found.nll),
+            "_effective": jnp.mean(found.effective_samples),
+            "_pareto_k": jnp.median(found.pareto_k),
+            "_trusted": jnp.mean(found.trusted),
+        }
+
+    zero, one = jnp.zeros(model.latents), jnp.eye(model.latents)
+    loc, covariance = fitted(model, x, train)
+    # One program for all three; a share of 0 is the plain estimate.
+    found = jax.lax.map(
+        estimate,
+        (
+            jnp.stack([zero, loc, zero]),
+            jnp.stack([one, covariance, one]),
+            jnp.asarray([0.0, 0.0, DEFENSIVE]),
+        ),
     )
-    standard = kljax.standard_normal(model.latents)
-    found = {
-        "nll": nll(p=standard),
-        "nll_fit": nll(p=fitted_prior(model, x, train)),
-        "nll_defensive": nll(p=standard, defensive=DEFENSIVE),
+    names = ("nll", "nll_fit", "nll_defensive")
+    return {
+        name + kind: values[place]
+        for place, name in enumerate(names)
+        for kind, values in found.items()
     }
-    answer: dict[str, Array] = {}
-    for name, each in found.items():
-        answer[name] = jnp.mean(each.nll)
-        answer[f"{name}_effective"] = jnp.mean(each.effective_samples)
-        answer[f"{name}_pareto_k"] = jnp.median(each.pareto_k)
-        answer[f"{name}_trusted"] = jnp.mean(each.trusted)
-    return answer
 
 
 def of_decoder(model: Model, x: Networks, arm: Weighing, test: Array, key: Array) -> Responses:
