@@ -3,8 +3,8 @@
     python examples/kl_terms_study.py            # under 20 minutes on two cores
     python examples/kl_terms_study.py --quick    # under 90 seconds
 
-Trains linear VAEs and VAEs of scikit-learn's digits with weights on the three terms of their KL,
-and prints a table of predictions. Each was fixed before any run, with the rule that decides it
+Trains linear VAEs and VAEs of scikit-learn's digits with weights on the terms of their KL, and
+prints a table of predictions. Each was fixed before any run, with the rule that decides it
 (`study/predictions.py`). The same seed gives the same table. A quick run has a fifth of the
 steps: what fails there may be short of convergence.
 """

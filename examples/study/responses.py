@@ -6,6 +6,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 import kljax
@@ -36,7 +37,10 @@ def assess(
     seeds = jax.tree.leaves(trained)[0].shape[1]
     flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trained)
     repeated = jax.tree.map(lambda x: jnp.repeat(x, seeds), arms)
-    found = jax.jit(lambda *x: jax.lax.map(lambda pair: one(*pair), x))(flat, repeated)
+    moments = jax.jit(lambda x: jax.lax.map(lambda y: aggregated(model, y, train), x))(flat)
+    priors = fitted(*jax.device_get(moments))
+    over_models = jax.jit(lambda *x: jax.lax.map(lambda each: one(*each), x))
+    found = over_models(flat, repeated, priors)
     return jax.tree.map(lambda x: x.reshape(-1, seeds, *x.shape[1:]), found)
 
 
@@ -44,6 +48,7 @@ def of_model(
     model: Model,
     x: Networks,
     arm: Weighing,
+    prior: Prior,
     *,
     train: Array,
     test: Array,
@@ -51,22 +56,27 @@ def of_model(
     effort: Effort,
 ) -> Responses:
     keys = jax.random.split(key, 4)
-    return (
-        of_posteriors(model, x, arm, train, keys[0], effort)
+    found = (
+        of_posteriors(model, x, arm, train)
         | of_reconstruction(model, x, test, keys[1])
-        | of_likelihood(model, x, train, test[: effort.images], keys[2], effort)
         | of_decoder(model, x, arm, test[:JACOBIAN_IMAGES], keys[3])
     )
+    if model.posterior != "diag":
+        # Densities of many matrices take long to compile, and no prediction needs them.
+        return found
+    parts = vae.decompose(posterior(model, x, train[: effort.points]), keys[0])
+    information = {
+        "information": parts.mutual_information,
+        "marginal_kl": parts.marginal_kl,
+    }
+    likelihood = of_likelihood(model, x, prior, test[: effort.images], keys[2], effort)
+    return found | information | likelihood
 
 
-def of_posteriors(
-    model: Model, x: Networks, arm: Weighing, train: Array, key: Array, effort: Effort
-) -> Responses:
-    """Terms, scale identity and information over the training images."""
+def of_posteriors(model: Model, x: Networks, arm: Weighing, train: Array) -> Responses:
+    """Terms and scale identity over the training images."""
     q = posterior(model, x, train)
     found = vae.diagnose(q, weights=arm.weights)
-    some = posterior(model, x, train[: effort.points])
-    parts = vae.decompose(some, key)
     residual = found.scale_residual
     matrix = found.scale_matrix
     if matrix is None:
@@ -82,8 +92,6 @@ def of_posteriors(
         "scale_off_diagonal": off,
         "active": jnp.sum(found.active),
         "informative": jnp.sum(found.informative),
-        "information": parts.mutual_information,
-        "marginal_kl": parts.marginal_kl,
     }
 
 
@@ -103,7 +111,15 @@ def of_reconstruction(model: Model, x: Networks, test: Array, key: Array) -> Res
     }
 
 
-def fitted(model: Model, x: Networks, train: Array) -> tuple[Array, Array]:
+class Prior(NamedTuple):
+    """A Gaussian by its mean, the inverse of its covariance, and the log of its determinant."""
+
+    loc: Any
+    precision: Any
+    log_det: Any
+
+
+def aggregated(model: Model, x: Networks, train: Array) -> tuple[Array, Array]:
     """Mean and covariance of the aggregated posterior."""
     q = posterior(model, x, train)
     loc = jnp.mean(q.loc, axis=0)
@@ -115,17 +131,36 @@ def fitted(model: Model, x: Networks, train: Array) -> tuple[Array, Array]:
     return loc, off.T @ off / len(off) + own
 
 
+def fitted(loc: np.ndarray, covariance: np.ndarray) -> Prior:
+    """The Gaussians of these moments, inverted in float64; nan where training diverged."""
+    x = np.asarray(covariance, np.float64)
+    good = np.all(np.isfinite(x), axis=(1, 2)) & (np.linalg.det(x) > 0)
+    safe = np.where(good[:, None, None], x, np.eye(x.shape[1]))
+    precision = np.where(good[:, None, None], np.linalg.inv(safe), np.nan)
+    log_det = np.where(good, np.linalg.slogdet(safe)[1], np.nan)
+    return Prior(*(np.asarray(y, np.float32) for y in (loc, precision, log_det)))
+
+
 def of_likelihood(
-    model: Model, x: Networks, train: Array, test: Array, key: Array, effort: Effort
+    model: Model, x: Networks, prior: Prior, test: Array, key: Array, effort: Effort
 ) -> Responses:
     """-log p(x) under N(0, I), under the fitted prior, and with a defensive proposal."""
+    standard = kljax.standard_normal(model.latents)
 
-    def estimate(given: tuple[Array, Array, Array]) -> Responses:
-        loc, covariance, share = given
+    def estimate(given: tuple[Array, Array]) -> Responses:
+        use_fitted, share = given
+
+        def joint(z: Array, image: Array) -> Array:
+            """Log p(x | z), and what the fitted prior has more than the standard one."""
+            off = z - prior.loc
+            square = jnp.einsum("si,ij,sj->s", off, prior.precision, off)
+            more = 0.5 * (jnp.sum(z * z, axis=1) - square - prior.log_det)
+            return log_likelihood(model, x, z, image) + jnp.where(use_fitted, more, 0.0)
+
         found = vae.importance_nll(
             lambda image: posterior(model, x, image),
-            kljax.MultivariateNormal(loc, covariance_matrix=covariance),
-            lambda z, image: log_likelihood(model, x, z, image),
+            standard,
+            joint,
             test,
             key,
             samples=effort.importance,
@@ -139,17 +174,9 @@ def of_likelihood(
             "_trusted": jnp.mean(found.trusted),
         }
 
-    zero, one = jnp.zeros(model.latents), jnp.eye(model.latents)
-    loc, covariance = fitted(model, x, train)
     # One program for all three; a share of 0 is the plain estimate.
-    found = jax.lax.map(
-        estimate,
-        (
-            jnp.stack([zero, loc, zero]),
-            jnp.stack([one, covariance, one]),
-            jnp.asarray([0.0, 0.0, DEFENSIVE]),
-        ),
-    )
+    plans = (jnp.asarray([False, True, False]), jnp.asarray([0.0, 0.0, DEFENSIVE]))
+    found = jax.lax.map(estimate, plans)
     names = ("nll", "nll_fit", "nll_defensive")
     return {
         name + kind: values[place]
