@@ -53,8 +53,7 @@ def run_group(
     found = responses.assess(model, trained, arms, train, test, keys[1], effort)
     varied: Any = {}
     if group is design.EIGHT:
-        # Where the log-determinant has a weight and the others have one.
-        c = jnp.where(arms.weights.log_det > 0, arms.weights.log_det, 1.0)
+        c = arms.weights.log_det
         varied = noise.variances(model, trained, c, train, keys[1], effort.draws)
     answer = jax.device_get((found, metrics, varied))
     report.say(f"{group.name}: assessed")
@@ -95,7 +94,7 @@ def run(effort: Effort, seed: int) -> Results:
         for group in design.GAUSSIAN_GROUPS
     ]
     mixed = run_mixture(effort, (first, second), train, test)
-    return Results(linear, *found, mixed, effort.record)
+    return Results(linear, *found, mixed, effort.record, effort.importance)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

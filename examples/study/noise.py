@@ -1,7 +1,8 @@
 """How much the estimators' gradients vary, at trained models and as the log-det weight falls.
 
-With a = b = 1 the weighted terms are c KL(q ‖ N(0, c I)) up to a constant, so every estimator
-of a KL has its weighted form.
+T + M + c L is c KL(q ‖ N(0, I)) + (1 - c) E|z|^2 / 2 up to a constant, so every estimator of a
+KL has a form with weights (1, 1, c), for c = 0 as well: what is added to the KL is the mean of
+a function of z, as the reconstruction is.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def variances(
     Args:
         model: with a diagonal posterior.
         trained: parameters of shape (arms, seeds, ...).
-        c: weights of the log-determinant > 0, shape (arms,).
+        c: weights of the log-determinant, shape (arms,); those of the others are taken as 1.
         images: of which the first make up the minibatch.
         key: a `jax.random.key`, the same for all models and estimators.
         draws: of the latents.
@@ -69,11 +70,15 @@ def weighted(
     images: Array,
     key: Array,
 ) -> Array:
-    """Reconstruction + c KL(q ‖ N(0, c I)) by one of the estimators."""
+    """Reconstruction + T + M + c L, less the constant k / 2, by one of the estimators."""
     x = x._replace(encoder=encoder)
-    q = posterior(model, x, images)
-    p = kljax.MultivariateNormalDiag(
-        jnp.zeros(model.latents), variance=jnp.full(model.latents, c)
-    )
-    parts = vae.ESTIMATORS[name](q, p, lambda z: log_likelihood(model, x, z, images), key)
+    q, p = posterior(model, x, images), kljax.standard_normal(model.latents)
+
+    def rest(z: Array) -> Array:
+        square = 0.5 * jnp.sum(z * z, axis=-1) if name != "closed_form" else 0.0
+        return log_likelihood(model, x, z, images) - (1 - c) * square
+
+    parts = vae.ESTIMATORS[name](q, p, rest, key)
+    if name == "closed_form":
+        return vae.with_term_weights(parts, vae.TermWeights(1.0, 1.0, c)).loss
     return jnp.mean(parts.reconstruction + c * parts.kl)

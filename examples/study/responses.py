@@ -70,7 +70,7 @@ def of_model(
         "information": parts.mutual_information,
         "marginal_kl": parts.marginal_kl,
     }
-    likelihood = of_likelihood(model, x, prior, test[: effort.images], keys[2], effort)
+    likelihood = of_likelihood(model, x, arm, prior, test[: effort.images], keys[2], effort)
     return found | information | likelihood
 
 
@@ -143,13 +143,37 @@ def fitted(loc: np.ndarray, covariance: np.ndarray) -> Prior:
 
 
 def of_likelihood(
-    model: Model, x: Networks, prior: Prior, test: Array, key: Array, effort: Effort
+    model: Model,
+    x: Networks,
+    arm: Weighing,
+    prior: Prior,
+    test: Array,
+    key: Array,
+    effort: Effort,
 ) -> Responses:
-    """-log p(x) under N(0, I), under the fitted prior, and with a defensive proposal."""
-    standard = kljax.standard_normal(model.latents)
+    """-log p(x) under N(0, I) and the fitted prior, and from proposals other than q.
 
-    def estimate(given: tuple[Array, Array]) -> Responses:
-        use_fitted, share = given
+    These are a defensive one, half of it the prior, and q with the variances that it would have
+    at weights one: s = c / (a + h) says what h is, and that 1 / (1 + h) is the exact
+    posterior's variance as far as the decoder is linear.
+    """
+    standard = kljax.standard_normal(model.latents)
+    a, c = arm.weights.trace, arm.weights.log_det
+
+    def estimate(given: tuple[Array, Array, Array]) -> Responses:
+        use_fitted, share, implied = given
+
+        def proposal(image: Array) -> kljax.MultivariateNormalDiag:
+            q = posterior(model, x, image)
+            assert isinstance(q, kljax.MultivariateNormalDiag)
+            log_s = jnp.log(kljax.variance(q))
+            # 1 + h; not above 0 where theory has no such posterior, as with c = 0.
+            precision = 1 - a + c * jnp.exp(-log_s)
+            known = implied & (precision > 0)
+            other = -jnp.log(jnp.where(known, precision, 1.0))
+            return kljax.MultivariateNormalDiag(
+                q.loc, log_variance=jnp.where(known, other, log_s)
+            )
 
         def joint(z: Array, image: Array) -> Array:
             """Log p(x | z), and what the fitted prior has more than the standard one."""
@@ -159,7 +183,7 @@ def of_likelihood(
             return log_likelihood(model, x, z, image) + jnp.where(use_fitted, more, 0.0)
 
         found = vae.importance_nll(
-            lambda image: posterior(model, x, image),
+            proposal,
             standard,
             joint,
             test,
@@ -175,10 +199,14 @@ def of_likelihood(
             "_trusted": jnp.mean(found.trusted),
         }
 
-    # One program for all three; a share of 0 is the plain estimate.
-    plans = (jnp.asarray([False, True, False]), jnp.asarray([0.0, 0.0, DEFENSIVE]))
+    # One program for all of them; a share of 0 is the plain estimate.
+    plans = (
+        jnp.asarray([False, True, False, False]),
+        jnp.asarray([0.0, 0.0, DEFENSIVE, 0.0]),
+        jnp.asarray([False, False, False, True]),
+    )
     found = jax.lax.map(estimate, plans)
-    names = ("nll", "nll_fit", "nll_defensive")
+    names = ("nll", "nll_fit", "nll_defensive", "nll_implied")
     return {
         name + kind: values[place]
         for place, name in enumerate(names)

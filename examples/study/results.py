@@ -52,6 +52,7 @@ class Results:
         full: 8 latents with covariance matrices.
         mixture: by name, arrays (objectives, seeds).
         record: steps between points of a trajectory.
+        importance: samples behind the likelihood of an image.
     """
 
     linear: Linear
@@ -60,6 +61,7 @@ class Results:
     full: Found
     mixture: Arrays
     record: int
+    importance: int
 
     def case(self, name: str) -> int:
         """The place of a linear training."""
