@@ -61,6 +61,7 @@ class Effort:
         steps: of Adam.
         seeds: paired starts of every arm.
         record: steps between two points of a trajectory.
+        block: such points between two checkpoints.
         importance: samples of the likelihood of an image.
         images: test images whose likelihood is estimated.
         points: training images that make up the aggregated posterior.
@@ -71,19 +72,29 @@ class Effort:
     steps: int
     seeds: int
     record: int
+    block: int
     importance: int
     images: int
     points: int
     draws: int
     linear_steps: int
 
+    @property
+    def blocks(self) -> int:
+        """Of a training."""
+        return self.steps // (self.record * self.block)
 
-FULL = Effort(4000, 5, 25, 256, 360, 1437, 200, 30000)
-QUICK = Effort(800, 3, 20, 64, 120, 400, 50, 12000)
+
+FULL = Effort(4000, 5, 25, 8, 256, 360, 1437, 200, 30000)
+QUICK = Effort(800, 3, 20, 10, 64, 120, 400, 50, 12000)
 
 BETAS = (0.1, 0.25, 0.5, 2.0, 4.0, 10.0)
 # Of the log-determinant alone, on its way to 0.
 VANISHING = (1 / 4, 1 / 16, 1 / 64, 1 / 256)
+
+
+# Names of the arms on that way, from 1 to 0.
+TO_ZERO = (BASE, *(f"(1,1,{c:g})" for c in VANISHING), "(1,1,0)")
 
 
 def beta(value: float) -> Arm:

@@ -20,6 +20,7 @@ POINTS, LATENTS, VARIANCE = 32, 6, 0.4
 LEARNING_RATE = 0.1
 # Of |w|^2, below which a latent counts as collapsed.
 COLLAPSED = 1e-4
+ESTIMATORS = ("closed_form", "monte_carlo", "sticking_the_landing")
 
 
 class Case(NamedTuple):
@@ -66,9 +67,9 @@ class Linear(NamedTuple):
         noise: variance of the decoder.
         theory: what that is in theory; the given one where it is not learned.
         objective: the loss in nats a point.
-        stable: which numbers of active latents are minima.
+        stable: whether 0, 1, ... active latents are a minimum, shape (cases, latents + 1).
         gradients: the largest entry of the encoder's gradient at the closed form of weights
-            one, over draws, by estimator.
+            one, over draws, of every one of `ESTIMATORS`.
     """
 
     active: np.ndarray
@@ -79,8 +80,8 @@ class Linear(NamedTuple):
     noise: np.ndarray
     theory: np.ndarray
     objective: np.ndarray
-    stable: tuple[tuple[int, ...], ...]
-    gradients: dict[str, float]
+    stable: np.ndarray
+    gradients: np.ndarray
 
 
 def make_data(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,10 +154,8 @@ def study(seed: int, steps: int) -> Linear:
             compare(case, jax.tree.map(lambda x, i=i: x[i], ends), float(values[i]), data)
             for i, case in enumerate(CASES)
         ]
-        names = [name for name in Linear._fields if name not in ("stable", "gradients")]
         return Linear(
-            **{name: np.asarray([row[name] for row in rows]) for name in names},
-            stable=tuple(row["stable"] for row in rows),
+            **{name: np.asarray([row[name] for row in rows]) for name in rows[0]},
             gradients=gradients(data, vectors, jax.random.key(seed)),
         )
 
@@ -190,11 +189,11 @@ def compare(case: Case, end: Parameters, value: float, data: np.ndarray) -> dict
         "noise": noise,
         "theory": theory,
         "objective": value,
-        "stable": tuple(np.flatnonzero(known.stable).tolist()),
+        "stable": np.asarray(known.stable),
     }
 
 
-def gradients(data: np.ndarray, vectors: np.ndarray, key: Array) -> dict[str, float]:
+def gradients(data: np.ndarray, vectors: np.ndarray, key: Array) -> np.ndarray:
     """How far the encoder's gradient is from 0 where the posterior is exact."""
     truth = linear.solution(EIGENVALUES, VARIANCE, LATENTS, eigenvectors=vectors)
     points, p = jnp.asarray(data), kljax.standard_normal(LATENTS, jnp.float64)
@@ -208,10 +207,10 @@ def gradients(data: np.ndarray, vectors: np.ndarray, key: Array) -> dict[str, fl
 
         return estimator(q, p, log_likelihood, key).loss
 
-    keys, answer = jax.random.split(key, 8), {}
-    for name in ("closed_form", "monte_carlo", "sticking_the_landing"):
+    keys, answer = jax.random.split(key, 8), []
+    for name in ESTIMATORS:
         slope = jax.grad(partial(noisy, vae.ESTIMATORS[name]), argnums=(0, 1))
         over_keys = jax.jit(jax.vmap(slope, in_axes=(None, None, 0)))
         found = over_keys(truth.encoder, jnp.log(truth.variance), keys)
-        answer[name] = max(float(jnp.max(jnp.abs(x))) for x in found)
-    return answer
+        answer.append(max(float(jnp.max(jnp.abs(x))) for x in found))
+    return np.asarray(answer)

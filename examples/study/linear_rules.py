@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from study.exact import CASES, EIGENVALUES, FIXED, LATENTS, LEARNED, VARIANCE
+from study.exact import CASES, EIGENVALUES, ESTIMATORS, FIXED, LATENTS, LEARNED, VARIANCE
 from study.outcome import Outcome
 from study.results import Results
 
@@ -38,7 +38,7 @@ def bistable(x: Results) -> Outcome:
     places = [i for i, case in enumerate(FIXED) if case.weights == (1, 8, 1)]
     reached = {int(x.linear.active[i]) for i in places}
     error = max(float(x.linear.error[i]) for i in places)
-    stable = set(x.linear.stable[places[0]])
+    stable = set(np.flatnonzero(x.linear.stable[places[0]]).tolist())
     objectives = ", ".join(f"{x.linear.objective[i]:.4f}" for i in places)
     text = f"{sorted(reached)} active, J = {objectives} nats; error {error:.1e}"
     return Outcome(text, len(reached) >= 2 and reached <= stable and error < EXACT)
@@ -52,6 +52,6 @@ def learned_variance(x: Results) -> Outcome:
 
 
 def landing(x: Results) -> Outcome:
-    found = x.linear.gradients
+    found = dict(zip(ESTIMATORS, x.linear.gradients.tolist(), strict=True))
     stl, closed = found["sticking_the_landing"], found["closed_form"]
     return Outcome(f"{stl:.1e}; closed form {closed:.2g}", stl < 1e-10 and closed > 1e-2)

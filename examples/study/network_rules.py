@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from kljax.vae.importance import k_limit
-from study.design import BASE, BETAS, VANISHING
+from study.design import BASE, BETAS, TO_ZERO, VANISHING
 from study.outcome import Outcome
 from study.results import Found, Results
 from study.statistics import Interval, interval
@@ -163,8 +163,7 @@ def components(x: Results) -> Outcome:
 
 
 def noise_ratio(x: Results, arm: str, over: str, under: str) -> Interval:
-    found, place = x.eight.gradient_noise, x.eight.index(arm)
-    return interval(found[over][place] / found[under][place])
+    return interval(x.eight.of(arm, f"noise {over}") / x.eight.of(arm, f"noise {under}"))
 
 
 def landing(x: Results) -> Outcome:
@@ -172,12 +171,8 @@ def landing(x: Results) -> Outcome:
     return Outcome(str(ratio), ratio.mean < 0.5)
 
 
-def vanishing_arms() -> list[str]:
-    return [BASE, *(f"(1,1,{c:g})" for c in VANISHING), "(1,1,0)"]
-
-
 def effective_samples(x: Results) -> Outcome:
-    effective = [x.eight.mean(arm, "nll_effective").mean for arm in vanishing_arms()]
+    effective = [x.eight.mean(arm, "nll_effective").mean for arm in TO_ZERO]
     trusted = [x.eight.mean(arm, "nll_trusted").mean for arm in (BASE, "(1,1,0)")]
     text = "effective " + " ".join(f"{v:.1f}" for v in effective)
     text += f", trusted {trusted[0]:.0%} -> {trusted[1]:.0%}"
@@ -195,14 +190,14 @@ def defensive(x: Results) -> Outcome:
 
 def pareto_tail(x: Results) -> Outcome:
     c = (1.0, *VANISHING)
-    k = [x.eight.mean(arm, "nll_pareto_k").mean for arm in vanishing_arms()[:-1]]
+    k = [x.eight.mean(arm, "nll_pareto_k").mean for arm in TO_ZERO[:-1]]
     text = "k-hat " + " ".join(f"{v:.2f}" for v in k)
     heavy = all(found > 1 - weight for found, weight in zip(k[1:], c[1:], strict=True))
     return Outcome(text, heavy and k[0] < k_limit(x.importance))
 
 
 def implied_variance(x: Results) -> Outcome:
-    arms = vanishing_arms()[1:-1]
+    arms = TO_ZERO[1:-1]
     gained = [
         interval(x.eight.of(arm, "nll_implied_effective") - x.eight.of(arm, "nll_effective"))
         for arm in arms
@@ -214,9 +209,7 @@ def implied_variance(x: Results) -> Outcome:
 
 
 def landing_survives(x: Results) -> Outcome:
-    ratios = [
-        noise_ratio(x, arm, "sticking_the_landing", "closed_form") for arm in vanishing_arms()
-    ]
+    ratios = [noise_ratio(x, arm, "sticking_the_landing", "closed_form") for arm in TO_ZERO]
     text = "STL / closed " + " ".join(f"{r.mean:.3f}" for r in ratios)
     less = all(r.high < 1 for r in ratios[:-1])
     return Outcome(text, less and abs(ratios[-1].mean - 1) < 0.1)

@@ -16,49 +16,39 @@ from jax import Array
 import kljax
 from kljax import vae
 from study.design import Model
+from study.exact import ESTIMATORS
 from study.networks import Layer, Networks, log_likelihood, posterior
 from study.training import BATCH
 
-ESTIMATORS = ("closed_form", "monte_carlo", "sticking_the_landing")
-
 
 def variances(
-    model: Model, trained: Networks, c: Array, images: Array, key: Array, draws: int
+    model: Model, x: Networks, c: Array, images: Array, key: Array, draws: int
 ) -> dict[str, Array]:
-    """Summed variances of the encoder's gradient, and that of the loss.
+    """Summed variances of the encoder's gradient, and those of the loss.
 
     Args:
         model: with a diagonal posterior.
-        trained: parameters of shape (arms, seeds, ...).
-        c: weights of the log-determinant, shape (arms,); those of the others are taken as 1.
+        x: a trained model.
+        c: weight of the log-determinant; those of the other terms are taken as 1.
         images: of which the first make up the minibatch.
         key: a `jax.random.key`, the same for all models and estimators.
         draws: of the latents.
 
     Returns:
-        By the estimator's name the variance of the gradient, and by "value NAME" that of the
-        loss, of shape (arms, seeds).
+        The variance of an estimator's gradient as "noise NAME", that of the loss as "value NAME".
     """
     batch, keys = images[:BATCH], jax.random.split(key, draws)
-
-    def one(pair: tuple[Networks, Array]) -> dict[str, Array]:
-        x, c = pair
-        answer = {}
-        for name in ESTIMATORS:
-            gradient = jax.value_and_grad(partial(weighted, name))
-            values, slopes = jax.lax.map(
-                lambda k, g=gradient: g(x.encoder, model, x, c, batch, k), keys
-            )
-            answer[name] = sum(
-                jnp.sum(jnp.var(slope, axis=0, ddof=1)) for slope in jax.tree.leaves(slopes)
-            )
-            answer[f"value {name}"] = jnp.var(values, ddof=1)
-        return answer
-
-    seeds = jax.tree.leaves(trained)[0].shape[1]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trained)
-    found = jax.jit(lambda *x: jax.lax.map(one, x))(flat, jnp.repeat(c, seeds))
-    return jax.tree.map(lambda x: x.reshape(-1, seeds), found)
+    answer = {}
+    for name in ESTIMATORS:
+        gradient = jax.value_and_grad(partial(weighted, name))
+        values, slopes = jax.lax.map(
+            lambda k, g=gradient: g(x.encoder, model, x, c, batch, k), keys
+        )
+        answer[f"noise {name}"] = sum(
+            jnp.sum(jnp.var(slope, axis=0, ddof=1)) for slope in jax.tree.leaves(slopes)
+        )
+        answer[f"value {name}"] = jnp.var(values, ddof=1)
+    return answer
 
 
 def weighted(

@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.design import BASE
-from study.network_rules import vanishing_arms
+from study.design import BASE, TO_ZERO
 from study.results import Results
 
 # Okabe and Ito's colors, which stay distinct for color-blind readers.
@@ -111,7 +110,7 @@ def log_det_to_zero(x: Results) -> Figure:
     """What happens to estimators as the weight of the log-determinant goes to 0."""
     figure = Figure(figsize=(13, 4.6), layout="constrained")
     likelihood, samples, noise = figure.subplots(1, 3)
-    arms = vanishing_arms()
+    arms = TO_ZERO
     c = [x.eight.group.arms[x.eight.index(arm)].weights[2] for arm in arms]
     place = np.arange(len(arms))
     for name, color, label in (
@@ -132,8 +131,8 @@ def log_det_to_zero(x: Results) -> Figure:
         ("monte_carlo", ORANGE, "s", "Monte Carlo"),
         ("sticking_the_landing", GREEN, "^", "sticking the landing"),
     ):
-        values = [np.mean(x.eight.gradient_noise[name][x.eight.index(a)]) for a in arms[:-1]]
-        noise.plot(place[:-1], values, color=color, marker=marker, label=label)
+        values = [np.mean(x.eight.of(arm, f"noise {name}")) for arm in arms]
+        noise.plot(place, values, color=color, marker=marker, label=label)
     noise.set_ylabel("variance of the encoder's gradient, summed")
     noise.set_yscale("log")
     for axes in (likelihood, samples, noise):

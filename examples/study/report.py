@@ -6,9 +6,7 @@ import importlib
 import importlib.util
 import json
 import math
-import sys
 import textwrap
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,7 @@ from study.results import Found, Results
 from study.statistics import LEVEL, interval
 
 WIDTH = 96
-BEGAN = time.perf_counter()
 Judged = Sequence[tuple[Prediction, Outcome]]
-
-
-def say(text: str) -> None:
-    """A line of progress, beside the table, which has no times in it."""
-    print(f"[{time.perf_counter() - BEGAN:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 def verdict(outcome: Outcome) -> str:
@@ -61,10 +53,13 @@ def table(judged: Judged, effort: Effort, seed: int, *, quick: bool) -> str:
     return "\n".join(lines)
 
 
-def write(out: Path, judged: Judged, results: Results, effort: Effort, seed: int) -> None:
-    """results.json: predictions, and every response of every arm by seed."""
+def write(
+    out: Path, table: str, judged: Judged, results: Results, effort: Effort, seed: int
+) -> None:
+    """table.txt, and results.json: predictions, and every response of every arm by seed."""
     document = {
         "unit": "nats per image",
+        "null": "not finite, or not asked of this arm",
         "seed": seed,
         "effort": {name: getattr(effort, name) for name in effort.__dataclass_fields__},
         "predictions": [
@@ -82,13 +77,13 @@ def write(out: Path, judged: Judged, results: Results, effort: Effort, seed: int
         "mixture": results.mixture,
     }
     text = json.dumps(plain(document), indent=1, allow_nan=False)
-    (out / "results.json").write_text(text + "\n")
+    (out / "results.json").write_text(text + "\n", encoding="utf-8")
+    (out / "table.txt").write_text(table + "\n", encoding="utf-8")
 
 
 def group(found: Found) -> dict[str, Any]:
     """One response is one number a seed; those of every image are for pictures."""
-    both = found.responses | {f"noise {k}": v for k, v in found.gradient_noise.items()}
-    numbers = {name: x for name, x in both.items() if x.ndim == 2}
+    numbers = {name: x for name, x in found.responses.items() if x.ndim == 2}
     return {
         "name": found.group.name,
         "model": found.group.model._asdict(),
@@ -121,8 +116,9 @@ def plain(x: Any) -> Any:
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def draw(out: Path, results: Results) -> None:
+def draw(out: Path, results: Results) -> bool:
+    """The pictures, where matplotlib is installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        say("no pictures, since matplotlib is not installed")
-        return
+        return False
     importlib.import_module("study.pictures").draw(out, results)
+    return True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,66 +12,111 @@ from jax import Array
 
 import kljax
 from kljax import vae
-from study.design import Effort, Model
+from study import likelihood, noise
+from study.design import TO_ZERO, Arm, Effort, Model
 from study.networks import Networks, Weighing, log_likelihood, perceptron, posterior
+from study.store import Arrays
 
 RECONSTRUCTION_SAMPLES = 8
 # Images and draws at which the decoder is differentiated.
 JACOBIAN_IMAGES, JACOBIAN_DRAWS = 128, 4
-# Share of prior draws in the defensive proposal.
-DEFENSIVE = 0.5
 
 Responses = dict[str, Array]
 
 
-def assess(
-    model: Model,
-    trained: Networks,
-    arms: Weighing,
-    train: Array,
-    test: Array,
-    key: Array,
-    effort: Effort,
-) -> Responses:
-    """The responses of all arms and seeds, arrays of shape (arms, seeds, ...)."""
-    one = partial(of_model, model, train=train, test=test, key=key, effort=effort)
-    seeds = jax.tree.leaves(trained)[0].shape[1]
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), trained)
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, seeds), arms)
-    moments = jax.jit(lambda x: jax.lax.map(lambda y: aggregated(model, y, train), x))(flat)
-    priors = fitted(*jax.device_get(moments))
-    over_models = jax.jit(lambda *x: jax.lax.map(lambda each: one(*each), x))
-    found = over_models(flat, repeated, priors)
-    return jax.tree.map(lambda x: x.reshape(-1, seeds, *x.shape[1:]), found)
+class Assessor:
+    """The responses of a model; what it compiles serves all arms.
+
+    Args:
+        model: of all of them.
+        train: images, shape (images, pixels), whose posteriors make up the aggregated one.
+        test: images that are reconstructed, and whose likelihood is estimated.
+        key: a `jax.random.key`, the same for all arms and seeds.
+        effort: how many of everything.
+    """
+
+    def __init__(self, model: Model, train: Array, test: Array, key: Array, effort: Effort):
+        self._model = model
+        draws, estimates, noises = jax.random.split(key, 3)
+
+        def common(x: Networks, arm: Weighing) -> Responses:
+            return of_model(model, x, arm, train, test, draws, effort)
+
+        def likelihoods(
+            x: Networks, arm: Weighing, prior: likelihood.Prior, plan: likelihood.Plan
+        ) -> Responses:
+            images = test[: effort.images]
+            return likelihood.estimate(model, x, arm, prior, plan, images, estimates, effort)
+
+        def noisy(x: Networks, arm: Weighing) -> Responses:
+            c = arm.weights.log_det
+            return noise.variances(model, x, c, train, noises, effort.draws)
+
+        self._common, self._noise = over_seeds(common, 1), over_seeds(noisy, 1)
+        self._likelihood = over_seeds(likelihoods, 1, 3)
+        self._moments = over_seeds(lambda x: likelihood.aggregated(model, x, train))
+
+    def __call__(self, trained: Networks, arm: Weighing, design: Arm) -> Arrays:
+        """Arrays of shape (seeds, ...), from parameters of that shape.
+
+        Args:
+            trained: parameters of one arm.
+            arm: that arm, of scalars.
+            design: its plan, which says what is asked of it.
+        """
+        found = self._common(trained, arm)
+        if self._model.posterior == "diag":
+            # Densities of many matrices take long to compile, and no prediction needs them.
+            prior = likelihood.fitted(*jax.device_get(self._moments(trained)))
+            plans = likelihood.PLANS
+            if design.name not in TO_ZERO:
+                plans = {name: plans[name] for name in likelihood.ALWAYS}
+            for name, plan in plans.items():
+                values = self._likelihood(trained, arm, prior, plan)
+                found |= {name + kind: value for kind, value in values.items()}
+            if design.name in TO_ZERO:
+                found |= self._noise(trained, arm)
+        return {name: np.asarray(x) for name, x in jax.device_get(found).items()}
+
+
+def over_seeds(function: Callable[..., Any], *shared: int) -> Callable[..., Any]:
+    """The function compiled, for arguments whose first axis are seeds but for the `shared`.
+
+    One model after another: all at once would need all of their memory.
+    """
+
+    def mapped(*given: Any) -> Any:
+        def one(each: tuple[Any, ...]) -> Any:
+            mixed = iter(each)
+            return function(*(x if i in shared else next(mixed) for i, x in enumerate(given)))
+
+        return jax.lax.map(one, tuple(x for i, x in enumerate(given) if i not in shared))
+
+    return jax.jit(mapped)
 
 
 def of_model(
     model: Model,
     x: Networks,
     arm: Weighing,
-    prior: Prior,
-    *,
     train: Array,
     test: Array,
     key: Array,
     effort: Effort,
 ) -> Responses:
-    keys = jax.random.split(key, 4)
+    keys = jax.random.split(key, 3)
     found = (
         of_posteriors(model, x, arm, train)
-        | of_reconstruction(model, x, test, keys[1])
-        | of_decoder(model, x, arm, test[:JACOBIAN_IMAGES], keys[3])
+        | of_reconstruction(model, x, test, keys[0])
+        | of_decoder(model, x, arm, test[:JACOBIAN_IMAGES], keys[1])
     )
     if model.posterior != "diag":
-        # Densities of many matrices take long to compile, and no prediction needs them.
         return found
-    parts = vae.decompose(posterior(model, x, train[: effort.points]), keys[0])
-    information = {
+    parts = vae.decompose(posterior(model, x, train[: effort.points]), keys[2])
+    return found | {
         "information": parts.mutual_information,
         "marginal_kl": parts.marginal_kl,
     }
-    likelihood = of_likelihood(model, x, arm, prior, test[: effort.images], keys[2], effort)
-    return found | information | likelihood
 
 
 def of_posteriors(model: Model, x: Networks, arm: Weighing, train: Array) -> Responses:
@@ -109,108 +154,6 @@ def of_reconstruction(model: Model, x: Networks, test: Array, key: Array) -> Res
         "reconstruction": jnp.mean(parts.reconstruction),
         "test_kl": jnp.mean(parts.kl),
         "negative_elbo": -jnp.mean(parts.elbo),
-    }
-
-
-class Prior(NamedTuple):
-    """A Gaussian by its mean, the inverse of its covariance, and the log of its determinant."""
-
-    loc: Any
-    precision: Any
-    log_det: Any
-
-
-def aggregated(model: Model, x: Networks, train: Array) -> tuple[Array, Array]:
-    """Mean and covariance of the aggregated posterior."""
-    q = posterior(model, x, train)
-    loc = jnp.mean(q.loc, axis=0)
-    off = q.loc - loc
-    if model.posterior == "full":
-        own = jnp.mean(kljax.covariance(q), axis=0)
-    else:
-        own = jnp.diag(jnp.mean(kljax.variance(q), axis=0))
-    return loc, off.T @ off / len(off) + own
-
-
-def fitted(loc: np.ndarray, covariance: np.ndarray) -> Prior:
-    """The Gaussians of these moments, inverted in float64; nan where training diverged."""
-    x = np.asarray(covariance, np.float64)
-    good = np.all(np.isfinite(x), axis=(1, 2)) & (np.linalg.det(x) > 0)
-    safe = np.where(good[:, None, None], x, np.eye(x.shape[1]))
-    precision = np.where(good[:, None, None], np.linalg.inv(safe), np.nan)
-    log_det = np.where(good, np.linalg.slogdet(safe)[1], np.nan)
-    return Prior(*(np.asarray(y, np.float32) for y in (loc, precision, log_det)))
-
-
-def of_likelihood(
-    model: Model,
-    x: Networks,
-    arm: Weighing,
-    prior: Prior,
-    test: Array,
-    key: Array,
-    effort: Effort,
-) -> Responses:
-    """-log p(x) under N(0, I) and the fitted prior, and from proposals other than q.
-
-    These are a defensive one, half of it the prior, and q with the variances that it would have
-    at weights one: s = c / (a + h) says what h is, and that 1 / (1 + h) is the exact
-    posterior's variance as far as the decoder is linear.
-    """
-    standard = kljax.standard_normal(model.latents)
-    a, c = arm.weights.trace, arm.weights.log_det
-
-    def estimate(given: tuple[Array, Array, Array]) -> Responses:
-        use_fitted, share, implied = given
-
-        def proposal(image: Array) -> kljax.MultivariateNormalDiag:
-            q = posterior(model, x, image)
-            assert isinstance(q, kljax.MultivariateNormalDiag)
-            log_s = jnp.log(kljax.variance(q))
-            # 1 + h; not above 0 where theory has no such posterior, as with c = 0.
-            precision = 1 - a + c * jnp.exp(-log_s)
-            known = implied & (precision > 0)
-            other = -jnp.log(jnp.where(known, precision, 1.0))
-            return kljax.MultivariateNormalDiag(
-                q.loc, log_variance=jnp.where(known, other, log_s)
-            )
-
-        def joint(z: Array, image: Array) -> Array:
-            """Log p(x | z), and what the fitted prior has more than the standard one."""
-            off = z - prior.loc
-            square = jnp.einsum("si,ij,sj->s", off, prior.precision, off)
-            more = 0.5 * (jnp.sum(z * z, axis=1) - square - prior.log_det)
-            return log_likelihood(model, x, z, image) + jnp.where(use_fitted, more, 0.0)
-
-        found = vae.importance_nll(
-            proposal,
-            standard,
-            joint,
-            test,
-            key,
-            samples=effort.importance,
-            sample_chunk=effort.importance,
-            defensive=share,
-        )
-        return {
-            "": jnp.mean(found.nll),
-            "_effective": jnp.mean(found.effective_samples),
-            "_pareto_k": jnp.median(found.pareto_k),
-            "_trusted": jnp.mean(found.trusted),
-        }
-
-    # One program for all of them; a share of 0 is the plain estimate.
-    plans = (
-        jnp.asarray([False, True, False, False]),
-        jnp.asarray([0.0, 0.0, DEFENSIVE, 0.0]),
-        jnp.asarray([False, False, False, True]),
-    )
-    found = jax.lax.map(estimate, plans)
-    names = ("nll", "nll_fit", "nll_defensive", "nll_implied")
-    return {
-        name + kind: values[place]
-        for place, name in enumerate(names)
-        for kind, values in found.items()
     }
 
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from study.design import Group
 from study.exact import CASES, Linear
 from study.statistics import Interval, interval
-
-Arrays = dict[str, np.ndarray]
+from study.store import Arrays
 
 
 @dataclass(frozen=True)
 class Found:
-    """Responses (arms, seeds, ...) and trajectories (arms, seeds, records, ...) of a group."""
+    """Responses (arms, seeds, ...) and trajectories (arms, seeds, records, ...) of a group.
+
+    A response that only some arms have is nan for the others.
+    """
 
     group: Group
     responses: Arrays
     trajectories: Arrays
-    gradient_noise: Arrays = field(default_factory=dict)
 
     def index(self, arm: str) -> int:
         return [x.name for x in self.group.arms].index(arm)

@@ -1,0 +1,138 @@
+"""The whole study in blocks: linear VAEs, every group of networks, mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from study import design, exact, mixture, networks, training
+from study.design import Effort, Group
+from study.progress import Progress
+from study.responses import Assessor
+from study.results import Found, Results
+from study.store import Arrays, Store
+
+
+def blocks(effort: Effort) -> int:
+    """How many blocks `study` has."""
+    arms = sum(len(group.arms) for group in design.GAUSSIAN_GROUPS)
+    return 2 + arms + effort.blocks * (1 + len(design.GAUSSIAN_GROUPS))
+
+
+def study(
+    effort: Effort, seed: int, train: Array, test: Array, store: Store, progress: Progress
+) -> Results:
+    """Everything that predictions ask for.
+
+    Args:
+        effort: how much of everything.
+        seed: of starts, batches and draws.
+        train: images with pixels from 0 to 1, shape (images, pixels).
+        test: others of the same shape.
+        store: has the blocks that are done, and keeps those that follow.
+        progress: is told of every block.
+    """
+
+    def linear() -> Arrays:
+        return exact.study(seed, effort.linear_steps)._asdict()
+
+    found = exact.Linear(**block("linear", linear, store))
+    progress.advance(f"linear: {len(exact.CASES)} cases trained and compared")
+    first, second = jax.random.split(jax.random.key(seed))
+    # The same seeds for every group: pairs may be formed between groups too.
+    seeds = jax.random.split(first, effort.seeds)
+    eight, sixteen, full = (
+        of_group(group, effort, seeds, second, train, test, store, progress)
+        for group in design.GAUSSIAN_GROUPS
+    )
+    mixed = of_mixtures(effort, seeds, second, train, test, store, progress)
+    return Results(found, eight, sixteen, full, mixed, effort.record, effort.importance)
+
+
+def block(name: str, compute: Callable[[], Arrays], store: Store) -> Arrays:
+    """The arrays of a block, computed unless they are kept."""
+    kept = store.read(name)
+    if kept is None:
+        kept = compute()
+        store.write(name, kept)
+    return kept
+
+
+def of_group(
+    group: Group,
+    effort: Effort,
+    seeds: Array,
+    key: Array,
+    train: Array,
+    test: Array,
+    store: Store,
+    progress: Progress,
+) -> Found:
+    """Trains and assesses every arm and seed of a group."""
+    arms, model = training.weighings(group.arms), group.model
+    trained, trajectories = training.fit(
+        lambda arm, key: networks.initial(model, arm, train.shape[1], key),
+        partial(networks.loss, model),
+        arms,
+        seeds,
+        train,
+        effort,
+        group.name,
+        store,
+        progress,
+    )
+    assess = Assessor(model, train, test, key, effort)
+    found = []
+    for i, arm in enumerate(group.arms):
+        x, weighing = jax.tree.map(lambda x, i=i: x[i], (trained, arms))
+        work = partial(assess, x, weighing, arm)
+        found.append(block(f"{group.name} {i}", work, store))
+        progress.advance(f"{group.name}: assessed {arm.name}")
+    return Found(group, stacked(found), trajectories)
+
+
+def stacked(found: list[Arrays]) -> Arrays:
+    """Arrays of arms (seeds, ...) as arrays (arms, seeds, ...), nan where an arm has none."""
+    shapes = {name: x.shape for arm in found for name, x in arm.items()}
+    return {
+        name: np.stack([arm.get(name, np.full(shape, np.nan)) for arm in found])
+        for name, shape in shapes.items()
+    }
+
+
+def of_mixtures(
+    effort: Effort,
+    seeds: Array,
+    key: Array,
+    train: Array,
+    test: Array,
+    store: Store,
+    progress: Progress,
+) -> Arrays:
+    """The same mixture posterior by the ELBO and by SIWAE."""
+    model = design.MIXTURE
+    trained, _ = training.fit(
+        lambda arm, key: mixture.initial(model, arm, train.shape[1], key),
+        partial(mixture.loss, model),
+        jnp.arange(2.0),
+        seeds,
+        train,
+        effort,
+        "mixtures",
+        store,
+        progress,
+    )
+
+    def assess() -> Arrays:
+        found: dict[str, Any] = jax.device_get(mixture.assess(model, trained, test, key))
+        return {name: np.asarray(x) for name, x in found.items()}
+
+    answer = block("mixtures", assess, store)
+    progress.advance("mixtures: assessed")
+    return answer
