@@ -28,14 +28,8 @@ class Plan(NamedTuple):
     implied: float = 0.0
 
 
-PLANS = {
-    "nll": Plan(),
-    "nll_fit": Plan(fitted=1.0),
-    "nll_defensive": Plan(prior_share=0.5),
-    "nll_implied": Plan(implied=1.0),
-}
-# The rest is asked of arms on the way to c = 0.
-ALWAYS = ("nll", "nll_fit")
+COMMON = {"nll": Plan(), "nll_fit": Plan(fitted=1.0)}
+PROBES = {"nll_defensive": Plan(prior_share=0.5), "nll_implied": Plan(implied=1.0)}
 
 
 class Prior(NamedTuple):

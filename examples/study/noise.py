@@ -16,9 +16,10 @@ from jax import Array
 import kljax
 from kljax import vae
 from study.design import Model
-from study.exact import ESTIMATORS
 from study.networks import Layer, Networks, log_likelihood, posterior
 from study.training import BATCH
+
+ESTIMATORS = ("closed_form", "monte_carlo", "sticking_the_landing")
 
 
 def variances(
@@ -35,7 +36,7 @@ def variances(
         draws: of the latents.
 
     Returns:
-        The variance of an estimator's gradient as "noise NAME", that of the loss as "value NAME".
+        The variance of a gradient as "noise NAME", that of the loss as "value NAME".
     """
     batch, keys = images[:BATCH], jax.random.split(key, draws)
     answer = {}

@@ -13,7 +13,7 @@ from jax import Array
 import kljax
 from kljax import vae
 from study import likelihood, noise
-from study.design import TO_ZERO, Arm, Effort, Model
+from study.design import Effort, Model
 from study.networks import Networks, Weighing, log_likelihood, perceptron, posterior
 from study.store import Arrays
 
@@ -56,26 +56,24 @@ class Assessor:
         self._likelihood = over_seeds(likelihoods, 1, 3)
         self._moments = over_seeds(lambda x: likelihood.aggregated(model, x, train))
 
-    def __call__(self, trained: Networks, arm: Weighing, design: Arm) -> Arrays:
+    def __call__(self, trained: Networks, arm: Weighing, *, probed: bool) -> Arrays:
         """Arrays of shape (seeds, ...), from parameters of that shape.
 
         Args:
             trained: parameters of one arm.
             arm: that arm, of scalars.
-            design: its plan, which says what is asked of it.
+            probed: measure other proposals and the noise of gradients, too.
         """
         found = self._common(trained, arm)
         if self._model.posterior == "diag":
             # Densities of many matrices take long to compile, and no prediction needs them.
             prior = likelihood.fitted(*jax.device_get(self._moments(trained)))
-            plans = likelihood.PLANS
-            if design.name not in TO_ZERO:
-                plans = {name: plans[name] for name in likelihood.ALWAYS}
+            plans = likelihood.COMMON | (likelihood.PROBES if probed else {})
             for name, plan in plans.items():
                 values = self._likelihood(trained, arm, prior, plan)
                 found |= {name + kind: value for kind, value in values.items()}
-            if design.name in TO_ZERO:
-                found |= self._noise(trained, arm)
+        if probed:
+            found |= self._noise(trained, arm)
         return {name: np.asarray(x) for name, x in jax.device_get(found).items()}
 
 

@@ -91,7 +91,8 @@ def of_group(
     found = []
     for i, arm in enumerate(group.arms):
         x, weighing = jax.tree.map(lambda x, i=i: x[i], (trained, arms))
-        work = partial(assess, x, weighing, arm)
+        probed = group is design.EIGHT and arm.name in design.TO_ZERO
+        work = partial(assess, x, weighing, probed=probed)
         found.append(block(f"{group.name} {i}", work, store))
         progress.advance(f"{group.name}: assessed {arm.name}")
     return Found(group, stacked(found), trajectories)
