@@ -85,8 +85,8 @@ class Effort:
         return self.steps // (self.record * self.block)
 
 
-FULL = Effort(4000, 5, 25, 8, 256, 360, 1437, 200, 30000)
-QUICK = Effort(800, 3, 20, 10, 64, 120, 400, 50, 12000)
+FULL = Effort(8000, 5, 25, 8, 256, 360, 1437, 200, 200000)
+QUICK = Effort(800, 3, 20, 10, 64, 120, 400, 50, 20000)
 
 BETAS = (0.1, 0.25, 0.5, 2.0, 4.0, 10.0)
 # Of the log-determinant alone, on its way to 0.

@@ -20,6 +20,8 @@ from study.store import Arrays
 RECONSTRUCTION_SAMPLES = 8
 # Images and draws at which the decoder is differentiated.
 JACOBIAN_IMAGES, JACOBIAN_DRAWS = 128, 4
+# These programs take longer to compile than to run.
+LIGHT: Any = {"xla_backend_optimization_level": 1}
 
 Responses = dict[str, Array]
 
@@ -90,7 +92,7 @@ def over_seeds(function: Callable[..., Any], *shared: int) -> Callable[..., Any]
 
         return jax.lax.map(one, tuple(x for i, x in enumerate(given) if i not in shared))
 
-    return jax.jit(mapped)
+    return jax.jit(mapped, compiler_options=LIGHT)
 
 
 def of_model(
