@@ -111,7 +111,7 @@ def no_trace_used(x: Results) -> Outcome:
 def no_trace_unused(x: Results) -> Outcome:
     course = np.max(x.sixteen.course("(0,1,1)", "trace"), axis=-1)
     gone = np.any(~np.isfinite(course) | (course > 1e4), axis=1)
-    largest = np.nanmax(course)
+    largest = np.max(course, initial=0.0, where=np.isfinite(course))
     return Outcome(f"{gone.sum()} of {len(gone)} seeds, E s to {largest:.1e}", bool(gone.all()))
 
 

@@ -61,7 +61,7 @@ def weighted(
     images: Array,
     key: Array,
 ) -> Array:
-    """Reconstruction + T + M + c L, less the constant k / 2, by one of the estimators."""
+    """Reconstruction + T + M + c (L - k / 2) by one of the estimators."""
     x = x._replace(encoder=encoder)
     q, p = posterior(model, x, images), kljax.standard_normal(model.latents)
 

@@ -51,7 +51,7 @@ class Store:
         """The arrays of a block, or None if it is not done."""
         path = self._path(name)
         try:
-            with np.load(path, allow_pickle=False) as kept:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 return dict(kept)
         except FileNotFoundError:
             return None
