@@ -89,7 +89,7 @@ def finish(options: argparse.Namespace, effort: design.Effort) -> int:
         results = run.study(effort, seed, train, test, store, progress)
     except KeyboardInterrupt:
         progress.close()
-        print(f"\n{PROGRAM}: interrupted; --resume goes on from here", file=sys.stderr)
+        print(f"{PROGRAM}: interrupted; --resume goes on from here", file=sys.stderr)
         return 130
     seconds = progress.close()
     judged = judge(results)

@@ -123,6 +123,15 @@ def test_effective_components_are_counted():
 # ---- runs that are interrupted --------------------------------------------------------------
 
 
+@pytest.fixture
+def any_rank():
+    """Rank promotion in all threads; a context would allow it in one."""
+    before = jax.config.jax_numpy_rank_promotion
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", before)
+
+
 class Counter:
     """Stands for the progress on the screen; stops the run like Ctrl-C after some blocks."""
 
@@ -133,6 +142,9 @@ class Counter:
         self.blocks += 1
         if self.blocks == self.most:
             raise KeyboardInterrupt
+
+    def stop(self):
+        self.most = self.blocks + 1
 
     def close(self):
         return 0.0
@@ -174,21 +186,21 @@ def test_a_resumed_training_is_the_same_to_the_bit(tmp_path):
 
 @pytest.mark.skipif("KLJAX_FULL" not in os.environ, reason="trains: KLJAX_FULL=1 runs it")
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("any_rank")
 def test_a_resumed_study_prints_the_same_table(tmp_path, capsys, monkeypatch):
     tiny = design.Effort(8, 2, 2, 2, 25, 6, 20, 3, 20)
     monkeypatch.setattr(design, "QUICK", tiny)
     tables = {}
     stops = iter([10**9, 20, 10**9])
     monkeypatch.setattr(kl_terms_study, "Progress", lambda _: Counter(next(stops)))
-    with jax.numpy_rank_promotion("allow"):
-        for name, flags, code in (
-            ("straight", [], 0),
-            ("broken", [], 130),
-            ("broken", ["--resume"], 0),
-        ):
-            out = tmp_path / name
-            assert kl_terms_study.main(["--quick", "--out", str(out), *flags]) == code
-            tables[name] = capsys.readouterr().out
+    for name, flags, code in (
+        ("straight", [], 0),
+        ("broken", [], 130),
+        ("broken", ["--resume"], 0),
+    ):
+        out = tmp_path / name
+        assert kl_terms_study.main(["--quick", "--out", str(out), *flags]) == code
+        tables[name] = capsys.readouterr().out
     assert tables["straight"] == tables["broken"]
     assert tables["straight"].count("rule:") == len(predictions.PREDICTIONS)
     texts = [(tmp_path / name / "results.json").read_text() for name in tables]

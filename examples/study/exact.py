@@ -14,6 +14,7 @@ from jax import Array
 import kljax
 from kljax import vae
 from kljax.vae import linear
+from study.compiled import compiled
 
 EIGENVALUES = (6.0, 4.0, 2.5, 1.5, 0.8, 0.25, 0.1, 0.05)
 POINTS, LATENTS, VARIANCE = 32, 6, 0.4
@@ -105,7 +106,7 @@ def loss(x: Parameters, weights: vae.TermWeights, learned: Array, data: Array) -
     return jnp.mean(0.5 * (error * jnp.exp(-log_noise) + size) + kl)
 
 
-@partial(jax.jit, static_argnames="steps")
+@partial(compiled, static_argnames="steps")
 def train(
     weights: vae.TermWeights,
     start: Array,
@@ -210,7 +211,7 @@ def gradients(data: np.ndarray, vectors: np.ndarray, key: Array) -> np.ndarray:
     keys, answer = jax.random.split(key, 8), []
     for name in ESTIMATORS:
         slope = jax.grad(partial(noisy, vae.ESTIMATORS[name]), argnums=(0, 1))
-        over_keys = jax.jit(jax.vmap(slope, in_axes=(None, None, 0)))
+        over_keys = compiled(jax.vmap(slope, in_axes=(None, None, 0)))
         found = over_keys(truth.encoder, jnp.log(truth.variance), keys)
         answer.append(max(float(jnp.max(jnp.abs(x))) for x in found))
     return np.asarray(answer)

@@ -19,6 +19,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 
 import kljax
+from study.compiled import compiled
 from study.design import Model
 from study.networks import HIDDEN, Layer, Networks, layers, log_likelihood, perceptron
 
@@ -90,4 +91,4 @@ def assess(model: Model, trained: Networks, test: Array, key: Array) -> dict[str
         _, bounds = loss(model, x, jnp.zeros(()), test, bound)
         return {"components": jnp.mean(jnp.exp(information)), **bounds}
 
-    return jax.jit(jax.vmap(jax.vmap(one)))(trained)
+    return compiled(jax.vmap(jax.vmap(one)))(trained)

@@ -6,8 +6,13 @@ import importlib
 import importlib.util
 import shutil
 import sys
+import threading
 import time
 from typing import Any
+
+
+class Stopped(Exception):
+    """Another part of the run was interrupted."""
 
 
 class Progress:
@@ -19,6 +24,7 @@ class Progress:
 
     def __init__(self, blocks: int):
         self._began, self._done, self._blocks = time.perf_counter(), 0, blocks
+        self._lock, self._stopped = threading.Lock(), False
         self._bar: Any = None
         if sys.stderr.isatty() and importlib.util.find_spec("tqdm") is not None:
             # tqdm draws nothing on a terminal that does not know its width.
@@ -28,8 +34,18 @@ class Progress:
             )
 
     def advance(self, what: str) -> None:
-        """One more block is done."""
-        self._done += 1
+        """One more block is done; raises `Stopped` once `stop` was called."""
+        with self._lock:
+            self._done += 1
+            self._show(what)
+            if self._stopped:
+                raise Stopped
+
+    def stop(self) -> None:
+        """Ends every thread with the block that it is at."""
+        self._stopped = True
+
+    def _show(self, what: str) -> None:
         if self._bar is None:
             seconds = time.perf_counter() - self._began
             print(

@@ -13,6 +13,7 @@ from jax import Array
 import kljax
 from kljax import vae
 from study import likelihood, noise
+from study.compiled import compiled
 from study.design import Effort, Model
 from study.networks import Networks, Weighing, log_likelihood, perceptron, posterior
 from study.store import Arrays
@@ -20,8 +21,6 @@ from study.store import Arrays
 RECONSTRUCTION_SAMPLES = 8
 # Images and draws at which the decoder is differentiated.
 JACOBIAN_IMAGES, JACOBIAN_DRAWS = 128, 4
-# These programs take longer to compile than to run.
-LIGHT: Any = {"xla_backend_optimization_level": 1}
 
 Responses = dict[str, Array]
 
@@ -92,7 +91,7 @@ def over_seeds(function: Callable[..., Any], *shared: int) -> Callable[..., Any]
 
         return jax.lax.map(one, tuple(x for i, x in enumerate(given) if i not in shared))
 
-    return jax.jit(mapped, compiler_options=LIGHT)
+    return compiled(mapped)
 
 
 def of_model(

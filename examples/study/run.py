@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from study.progress import Progress
 from study.responses import Assessor
 from study.results import Found, Results
 from study.store import Arrays, Store
+
+THREADS = 2
 
 
 def blocks(effort: Effort) -> int:
@@ -38,21 +41,46 @@ def study(
         store: has the blocks that are done, and keeps those that follow.
         progress: is told of every block.
     """
-
-    def linear() -> Arrays:
-        return exact.study(seed, effort.linear_steps)._asdict()
-
-    found = exact.Linear(**block("linear", linear, store))
-    progress.advance(f"linear: {len(exact.CASES)} cases trained and compared")
-    first, second = jax.random.split(jax.random.key(seed))
+    first, key = jax.random.split(jax.random.key(seed))
     # The same seeds for every group: pairs may be formed between groups too.
     seeds = jax.random.split(first, effort.seeds)
-    eight, sixteen, full = (
-        of_group(group, effort, seeds, second, train, test, store, progress)
+    parts: list[Callable[[], Any]] = [
+        partial(of_group, group, effort, seeds, key, train, test, store, progress)
         for group in design.GAUSSIAN_GROUPS
-    )
-    mixed = of_mixtures(effort, seeds, second, train, test, store, progress)
-    return Results(found, eight, sixteen, full, mixed, effort.record, effort.importance)
+    ]
+    parts.append(partial(of_mixtures, effort, seeds, key, train, test, store, progress))
+    parts.append(partial(of_linear, effort, seed, store, progress))
+    eight, sixteen, full, mixed, linear = side_by_side(parts, progress)
+    return Results(linear, eight, sixteen, full, mixed, effort.record, effort.importance)
+
+
+def side_by_side(parts: list[Callable[[], Any]], progress: Progress) -> list[Any]:
+    """What the parts return, two at a time: one compiles while the other computes.
+
+    What a part finds does not depend on the other.
+    """
+    with ThreadPoolExecutor(THREADS) as pool:
+        answers = [pool.submit(part) for part in parts]
+        try:
+            done, _ = wait(answers, return_when=FIRST_EXCEPTION)
+            for answer in done:
+                answer.result()
+        except BaseException:
+            progress.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [answer.result() for answer in answers]
+
+
+def of_linear(effort: Effort, seed: int, store: Store, progress: Progress) -> exact.Linear:
+    """Linear VAEs beside their closed form."""
+
+    def compare() -> Arrays:
+        return exact.study(seed, effort.linear_steps)._asdict()
+
+    found = exact.Linear(**block("linear", compare, store))
+    progress.advance(f"linear: {len(exact.CASES)} cases trained and compared")
+    return found
 
 
 def block(name: str, compute: Callable[[], Arrays], store: Store) -> Arrays:

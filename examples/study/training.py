@@ -12,6 +12,7 @@ import optax
 from jax import Array
 
 from kljax import vae
+from study.compiled import compiled
 from study.design import Arm, Effort
 from study.networks import Weighing
 from study.progress import Progress
@@ -85,8 +86,8 @@ def fit(
 
         return jax.lax.scan(stretch, carry, numbers)
 
-    carry = jax.jit(over_all(begin, (0, None), (None, 0)))(arms, keys)
-    compiled = jax.jit(over_all(advance, (0, 0, None, None), (0, None, 0, None)))
+    carry = compiled(over_all(begin, (0, None), (None, 0)))(arms, keys)
+    program = compiled(over_all(advance, (0, 0, None, None), (0, None, 0, None)))
     kept = store.read(f"{name} training") or {}
     done = int(kept.get("blocks", 0))
     carry = with_leaves(carry, kept) if done else carry
@@ -96,7 +97,7 @@ def fit(
         if block >= done:
             first, size = block * effort.block, effort.block
             numbers = jnp.arange(first * effort.record, (first + size) * effort.record)
-            carry, metrics = compiled(carry, arms, keys, numbers.reshape(size, -1))
+            carry, metrics = program(carry, arms, keys, numbers.reshape(size, -1))
             history = joined(history, jax.device_get(metrics))
             store.write(
                 f"{name} training",
