@@ -6,7 +6,7 @@
 
 Trains linear VAEs and VAEs of scikit-learn's digits with weights on the terms of their KL, and
 prints a table of predictions. Each was fixed before the run, with the rule that decides it
-(`study/predictions.py`). The same seed gives the same table. A quick run has a tenth of the
+(`study/predictions.py`). The same seed gives the same table. A quick run has a sixteenth of the
 steps: what fails there may be short of convergence.
 """
 
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog=PROGRAM, description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="a tenth of the steps, in 90 seconds")
+    add("--quick", action="store_true", help="a sixteenth of the steps, in 90 seconds")
     add(
         "--seed",
         type=whole_number(0, 2**32 - 1),

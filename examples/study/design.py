@@ -86,7 +86,7 @@ class Effort:
 
 
 FULL = Effort(8000, 5, 25, 8, 256, 360, 1437, 200, 200000)
-QUICK = Effort(800, 3, 20, 10, 64, 120, 400, 50, 20000)
+QUICK = Effort(500, 3, 25, 5, 64, 120, 400, 50, 10000)
 
 BETAS = (0.1, 0.25, 0.5, 2.0, 4.0, 10.0)
 # Of the log-determinant alone, on its way to 0.
