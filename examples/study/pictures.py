@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
 from kljax.vae.importance import k_limit
@@ -22,6 +22,8 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 # Of the rate, beyond which a point would squeeze all others.
 FAR = 60.0
+# Of labels in crowded places, in points.
+OFFSETS = {"(4,4,1)": (2, -14), "(.25,.25,1)": (9, -4), "(1,.25,1)": (5, -14)}
 
 
 def draw(out: Path, results: Results) -> None:
@@ -35,7 +37,8 @@ def draw(out: Path, results: Results) -> None:
 
 
 def plain_numbers(axis: Any) -> None:
-    """0.1, 1, 10, 1000 on a logarithmic axis, and nothing between."""
+    """1, 2, 5, 10, 20, ... on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -117,14 +120,17 @@ def plane(axes: Axes, found: Found) -> None:
         for i, name in enumerate(known):
             if name == BASE and marker == "^":
                 continue
-            above = marker != "^" or i % 2
+            # Off the line, and off the labels of neighbors.
+            below = marker == "o" or (marker == "^" and i % 2 == 1)
+            off = OFFSETS.get(name, (-5, -13) if below else (4, 6))
             axes.annotate(
                 text(name),
                 shown[name],
-                (4, 5 if above else -13),
+                off,
                 textcoords="offset points",
                 fontsize="small",
                 color=color,
+                ha="right" if off[0] < 0 else "left",
             )
     equal_elbo(axes, np.asarray(list(shown.values())))
     axes.set_xlabel("rate: KL to N(0, I), nats per test image")
