@@ -234,3 +234,9 @@ def test_an_interval_is_students():
     # 3.182446 standard errors of 0.645497.
     assert abs(found.half - 2.054260) < 1e-5
     assert np.isnan(statistics.interval(np.asarray([1.0, np.inf])).mean)
+
+
+def test_the_page_has_every_claim_and_rule():
+    page = " ".join((ROOT / "docs/studies/kl_terms.md").read_text(encoding="utf-8").split())
+    for x in predictions.PREDICTIONS:
+        assert f"{x.name} {x.claim} rule: {x.rule} found: " in page
