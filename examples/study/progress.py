@@ -10,6 +10,8 @@ import threading
 import time
 from typing import Any
 
+SHAPE = "{n_fmt}/{total_fmt} |{bar}| {remaining} left  {desc}"
+
 
 class Stopped(Exception):
     """Another part of the run was interrupted."""
@@ -30,7 +32,7 @@ class Progress:
             # tqdm draws nothing on a terminal that does not know its width.
             width = shutil.get_terminal_size().columns
             self._bar = importlib.import_module("tqdm").tqdm(
-                total=blocks, ncols=width, bar_format="{n_fmt}/{total_fmt} |{bar}| {desc}"
+                total=blocks, ncols=width, bar_format=SHAPE
             )
 
     def advance(self, what: str) -> None:
