@@ -41,6 +41,9 @@ class Store:
         self._folder, path = folder, folder / IDENTITY
         if path.exists():
             _same_run(path, identity, resume=resume)
+            # Damage is to be found now, not after minutes.
+            for kept in folder.glob("*.npz"):
+                self._load(kept)
         elif resume:
             raise Unusable(f"--resume: there is no unfinished run in {folder.parent}.")
         else:
@@ -50,11 +53,12 @@ class Store:
     def read(self, name: str) -> Arrays | None:
         """The arrays of a block, or None if it is not done."""
         path = self._path(name)
+        return self._load(path) if path.exists() else None
+
+    def _load(self, path: Path) -> Arrays:
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 return dict(kept)
-        except FileNotFoundError:
-            return None
         except (OSError, ValueError, EOFError, zipfile.BadZipFile):
             raise Unusable(
                 f"--resume: {path} is damaged; delete {self._folder} to start anew."
