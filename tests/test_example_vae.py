@@ -91,6 +91,12 @@ def test_a_run_of_the_digits_whole_and_interrupted(tmp_path, capsys, monkeypatch
     # The seed fixes every digit, so what was written is the same text.
     lines = (whole / "metrics.csv").read_text().splitlines()
     assert (part / "metrics.csv").read_text().splitlines() == lines[:3]
+    # It goes on from the checkpoint that the interruption left.
+    monkeypatch.setattr(report.Progress, "record", record)
+    again = [*command_line(given | {"out": str(part)}), "--resume"]
+    assert vae_digits.main(again) == 0
+    for name in ("metrics.csv", "summary.json"):
+        assert (part / name).read_text() == (whole / name).read_text()
 
 
 def test_a_run_of_a_file_with_full_covariance(tmp_path, capsys):
@@ -125,13 +131,17 @@ def check_run(given: dict[str, Any], capsys: Any, words: str) -> None:
         f"± {summary['iw_nll']['standard_error']:.3f}",
         f"active units            {summary['active_units']} of {LATENTS}",
         "512 samples per image",
+        "objective   reconstruction + KL; closed form, 1 draws an image",
+        "trust in the NLL",
+        *(verdict[:40] for verdict in summary["verdicts"]),
         words,
     ):
         assert expected in printed
 
 
 def check_config(config: dict[str, Any], given: dict[str, Any]) -> None:
-    assert config["flags"] == {"batch_size": 128, "learning_rate": 2e-3, **given}
+    defaults = vars(flags.parse([])) | given
+    assert config["flags"] == defaults | {"batch_size": 128, "learning_rate": 2e-3}
     versions = config["versions"]
     assert versions["jax"] == jax.__version__
     assert versions["flax"] == flax.__version__

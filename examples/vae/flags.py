@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from vae.objective import ESTIMATORS, SCHEDULES, Objective, Refused
+
 PROGRAM = "vae_digits.py"
 
 
@@ -17,12 +19,35 @@ class Flags:
 
     latents: int
     posterior: str
+    estimator: str
+    samples: int | None
+    beta: float
+    weights: tuple[float, ...] | None
+    free_bits: float | None
+    capacity: float | None
+    schedule: tuple[str, int] | None
     steps: int
     batch_size: int
     learning_rate: float
     seed: int
+    devices: int
+    coordinator: str | None
+    processes: int
+    process: int
     data: Path | None
     out: Path
+    checkpoint_every: int | None
+    resume: bool
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimized."""
+        names = ("beta", "weights", "free_bits", "capacity", "schedule")
+        return Objective(
+            self.estimator.replace("-", "_"),
+            self.samples or (8 if self.estimator in ("iwae", "dreg") else 1),
+            **{name: getattr(self, name) for name in names},
+        )
 
 
 def stop(message: str) -> NoReturn:
@@ -51,14 +76,53 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     return parse
 
 
-def positive_number(text: str) -> float:
+def finite_number(text: str) -> float:
+    """A finite number, or nan for everything else."""
     try:
         value = float(text)
     except ValueError:
-        value = math.nan
-    if not (0 < value < math.inf):
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def positive_number(text: str) -> float:
+    value = finite_number(text)
+    if not value > 0:
         raise argparse.ArgumentTypeError(f"got {text!r}, needs a finite number greater than 0")
     return value
+
+
+def number_from_0(text: str) -> float:
+    value = finite_number(text)
+    if not value >= 0:
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs a finite number from 0 on")
+    return value
+
+
+def three_weights(text: str) -> tuple[float, ...]:
+    weights = tuple(finite_number(part) for part in text.split(","))
+    if len(weights) != 3 or not all(weight >= 0 for weight in weights):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, needs three finite numbers from 0 on, such as 1,0.5,1"
+        )
+    return weights
+
+
+def schedule(text: str) -> tuple[str, int]:
+    name, _, length = text.partition(":")
+    if name not in SCHEDULES or not length.isdecimal() or not int(length):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, needs one of {', '.join(SCHEDULES)}, a colon and a number of "
+            "steps, such as linear:1000"
+        )
+    return name, int(length)
+
+
+def address(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise argparse.ArgumentTypeError(f"got {text!r}, needs HOST:PORT")
+    return text
 
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
@@ -82,6 +146,7 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         default="diag",
         help="covariance of q(latents | image): diagonal (the default) or a full matrix",
     )
+    add_objective(parser)
     add(
         "--steps",
         type=whole_number(1, 10**9),
@@ -108,6 +173,7 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         help="of weights, batches and draws, by default %(default)s; the split into "
         "training and test images is fixed",
     )
+    add_machines(parser)
     add(
         "--data",
         type=Path,
@@ -122,7 +188,109 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         type=Path,
         metavar="DIR",
         default=Path("runs/vae_digits"),
-        help="folder for metrics and pictures, by default %(default)s; those of an "
-        "earlier run are replaced",
+        help="folder for metrics, pictures and checkpoints, by default %(default)s; those "
+        "of an earlier run are replaced, unless --resume is given",
     )
-    return Flags(**vars(parser.parse_args(arguments)))
+    add(
+        "--checkpoint-every",
+        type=whole_number(1),
+        metavar="STEPS",
+        help="steps between checkpoints, by default a tenth of --steps; epochs are "
+        "completed first, and Ctrl-C leaves one too",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, to the numbers that the run would "
+        "have had without a break; the other flags must be those of the run",
+    )
+    options = Flags(**vars(parser.parse_args(arguments)))
+    check(options, parser)
+    return options
+
+
+def add_objective(parser: argparse.ArgumentParser) -> None:
+    """What training minimizes; evaluation is at weights one, whatever is chosen."""
+    add = parser.add_argument
+    add(
+        "--estimator",
+        choices=[name.replace("_", "-") for name in ESTIMATORS],
+        default="closed-form",
+        help="of the objective, by default %(default)s; the others sample the KL",
+    )
+    add(
+        "--samples",
+        type=whole_number(1),
+        help="latents drawn for every image of a step, by default 1, for iwae and dreg 8",
+    )
+    add(
+        "--beta",
+        type=number_from_0,
+        default=1.0,
+        help="weight of the KL, by default %(default)s, which is the ELBO",
+    )
+    add(
+        "--weights",
+        type=three_weights,
+        metavar="A,B,C",
+        help="weights of the trace, the Mahalanobis term and the log-determinant of the KL "
+        "one by one; 1,1,1 is the ELBO",
+    )
+    add(
+        "--free-bits",
+        type=number_from_0,
+        metavar="NATS",
+        help="of each latent, the mean KL below which it costs nothing",
+    )
+    add(
+        "--capacity",
+        type=number_from_0,
+        metavar="NATS",
+        help="minimize reconstruction + beta * abs(KL - capacity) instead; needs a --beta "
+        "above 1 to hold the KL there",
+    )
+    add(
+        "--schedule",
+        type=schedule,
+        metavar="NAME:STEPS",
+        help="raise beta, all weights or the capacity from 0 in so many steps: "
+        f"{', '.join(SCHEDULES)}",
+    )
+
+
+def add_machines(parser: argparse.ArgumentParser) -> None:
+    """Where it runs; results agree up to rounding whatever is chosen."""
+    add = parser.add_argument
+    add(
+        "--devices",
+        type=whole_number(1),
+        default=1,
+        help="devices of every process among which each batch is divided, by default "
+        "%(default)s",
+    )
+    add(
+        "--coordinator",
+        type=address,
+        metavar="HOST:PORT",
+        help="address of process 0, where several processes train one model; each is "
+        "started with the same flags and its own --process, on one shared --out",
+    )
+    add("--processes", type=whole_number(1), default=1, help="how many processes there are")
+    add("--process", type=whole_number(0), default=0, help="which of them this one is")
+
+
+def check(options: Flags, parser: argparse.ArgumentParser) -> None:
+    """Refuses flags that do not go together."""
+    try:
+        options.objective.check(options.steps)
+    except Refused as error:
+        parser.error(str(error))
+    if (options.processes > 1) != (options.coordinator is not None):
+        parser.error("several --processes and a --coordinator need each other")
+    if options.process >= options.processes:
+        parser.error(f"--process {options.process} is not below --processes")
+    shares = options.devices * options.processes
+    if options.batch_size % shares:
+        parser.error(
+            f"--batch-size {options.batch_size} cannot be divided among {shares} devices"
+        )
