@@ -83,12 +83,13 @@ def in_order() -> Protocol:
 
 
 def stratified() -> Protocol:
-    images, bunch = digits(), load_digits()
+    bunch: Any = load_digits()
+    images = digits()
     train, test = train_test_split(
         np.arange(len(images)),
         test_size=450,
         random_state=data.SPLIT_SEED,
-        stratify=bunch["target"],
+        stratify=bunch.target,
     )
     steps = 4400
     rate = optax.cosine_decay_schedule(2e-3, steps)
@@ -98,7 +99,8 @@ def stratified() -> Protocol:
 
 
 def digits() -> np.ndarray:
-    return load_digits()["data"].astype(np.uint8)
+    bunch: Any = load_digits()
+    return bunch.data.astype(np.uint8)
 
 
 def fit(protocol: Protocol, seed: int) -> tuple[VAE, int]:

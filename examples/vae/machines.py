@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -74,7 +75,7 @@ def everywhere(tree: Any, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
 
     def place(array: Any) -> Any:
-        if jax.dtypes.issubdtype(getattr(array, "dtype", None), jax.dtypes.prng_key):
+        if jnp.issubdtype(jnp.result_type(array), jax.dtypes.prng_key):
             return jax.random.wrap_key_data(place(jax.random.key_data(array)))
         values = np.asarray(array)
         return jax.make_array_from_callback(values.shape, whole, lambda index: values[index])
