@@ -313,7 +313,7 @@ def test_a_finished_run_that_is_resumed_says_the_same(trained, capsys):
     after = contents(trained)
     for name in ("metrics.csv", "summary.json"):
         assert after[f"out/{name}"] == before[f"out/{name}"]
-    assert "not converged" in capsys.readouterr().out.lower()
+    assert "posteriors of the training images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["state", "about"])
@@ -383,12 +383,12 @@ def test_one_device_two_devices_and_two_processes_agree(tmp_path):
             run.kill()
     assert "2 in 1 processes, 8 images of a batch each" in printed[1]
     assert "2 in 2 processes, 8 images of a batch each" in spoken
-    # The first process speaks for all.
-    assert silent == ""
+    # The first process speaks for all; what jaxlib's collectives say is not ours.
+    assert [line for line in silent.splitlines() if "[Gloo]" not in line] == []
     one, two, processes = (numbers(tmp_path / name) for name in ("one", "two", "both"))
     assert one.size > 100
-    np.testing.assert_allclose(two, one, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(processes, one, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(two, one, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(processes, one, rtol=2e-5, atol=1e-6)
     for other in ("two", "both"):
         ours, theirs = last_state(tmp_path / "one"), last_state(tmp_path / other)
         for name, value in theirs.items():
