@@ -30,7 +30,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from vae import data, evaluate, flags, machines
-from vae.flags import whole_number
+from vae.flag_types import whole_number
 from vae.objective import Objective
 from vae_digits import VAE, WEIGHT_DECAY_IMAGES, epoch_keys, test_metrics, train_epoch
 
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"likelihood  discretized logistic on the pixels 0..{LEVELS}, a probability mass\n"
         "units       nats per image of 64 pixels, which are summed; images are averaged\n"
         f"NLL         importance-weighted, {evaluate.IMPORTANCE_SAMPLES} samples an image\n"
-        "-ELBO       at weights one, as many samples\n",
+        f"-ELBO       at weights one, {evaluate.BOUND_SAMPLES} samples an image\n",
         flush=True,
     )
     seeds = range(1 if options.quick else options.seeds)

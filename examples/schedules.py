@@ -30,7 +30,7 @@ from jax import Array
 from kljax import vae
 from kljax.vae import schedules
 from vae import data, evaluate, plane_picture
-from vae.flags import whole_number
+from vae.flag_types import whole_number
 from vae_digits import VAE, WEIGHT_DECAY_IMAGES
 
 LATENTS, BATCH, LEARNING_RATE = 12, 64, 2e-3

@@ -14,7 +14,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 import kljax
-from kljax.vae import likelihoods
+from kljax.vae import (
+    ESTIMATORS,
+    ElboParts,
+    constraint,
+    delta_vae_log_variance,
+    likelihoods,
+)
 from vae import data, evaluate, flags, machines, report, summary
 from vae.checkpoint import Checkpoints, Snapshot
 from vae.objective import Objective
@@ -32,9 +38,19 @@ Metrics = dict[str, Array]
 class VAE(nnx.Module):
     """Multilayer perceptrons that encode and decode images of pixels 0..levels."""
 
-    def __init__(self, pixels: int, levels: int, latents: int, posterior: str, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        pixels: int,
+        levels: int,
+        latents: int,
+        posterior: str,
+        rngs: nnx.Rngs,
+        committed: float | None = None,
+    ):
         self.levels = levels
         self.latents = latents
+        # Nats that the KL of every latent has at least, in a delta-VAE.
+        self.committed = committed
         small = nnx.initializers.normal(0.01)
         self.encoder = hidden_layers(pixels, rngs)
         self.loc = nnx.Linear(HIDDEN, latents, rngs=rngs)
@@ -46,6 +62,8 @@ class VAE(nnx.Module):
         self.center = nnx.Linear(HIDDEN, pixels, rngs=rngs)
         # Of the noise in the pixels, where 0 is a tenth of the way from black to white.
         self.log_scale = nnx.Param(jnp.zeros(pixels))
+        # Of a constraint; no gradient moves it.
+        self.multiplier = nnx.Variable(constraint())
 
     def prior(self) -> kljax.MultivariateNormalDiag:
         return kljax.standard_normal(self.latents)
@@ -54,6 +72,8 @@ class VAE(nnx.Module):
         """q(latents | image), of a covariance near the identity before training."""
         hidden = self.encoder(2 * images / self.levels - 1)
         loc, log_variance = self.loc(hidden), self.log_variance(hidden)
+        if self.committed is not None:
+            log_variance = delta_vae_log_variance(log_variance, self.committed)
         if not self.full:
             return kljax.MultivariateNormalDiag(loc, log_variance=log_variance)
         lower = self.lower(hidden).reshape(*loc.shape, self.latents)
@@ -88,24 +108,30 @@ def loss(
     key: Array,
     objective: Objective = Objective(),  # noqa: B008
     step: Array | int = 0,
-) -> tuple[Array, Metrics]:
-    """The objective, by default -ELBO = reconstruction + KL, in nats an image.
-
-    The metrics are at weights one, whatever the objective weighs.
-    """
-    q, prior = model.posterior(images), model.prior()
-    parts = objective.parts(
-        q, prior, lambda latents: model.log_likelihood(latents, images), key, step
+) -> tuple[Array, ElboParts]:
+    """The objective, by default -ELBO = reconstruction + KL in nats an image, and its parts."""
+    parts = ESTIMATORS[objective.estimator](
+        model.posterior(images),
+        model.prior(),
+        lambda latents: model.log_likelihood(latents, images),
+        key,
+        samples=objective.samples,
     )
+    parts = objective.shaped(parts, step, model.multiplier.get_value())
+    return parts.loss, parts
+
+
+def metrics_of(parts: ElboParts) -> Metrics:
+    """Means over a batch at weights one, and the loss, whatever it weighs."""
     terms = {
         name: jnp.mean(jnp.sum(getattr(parts.terms, name), axis=-1)) for name in report.TERMS
     }
-    metrics = {
+    return terms | {
         "elbo": jnp.mean(parts.elbo),
         "reconstruction": jnp.mean(parts.reconstruction),
         "kl": jnp.mean(parts.kl),
+        "loss": parts.loss,
     }
-    return parts.loss, metrics | terms | {"loss": parts.loss}
 
 
 @partial(jax.jit, static_argnames=("graph", "objective", "mesh", "steps", "batch_size"))
@@ -130,9 +156,11 @@ def train_epoch(
         model, optimizer = nnx.merge(graph, state)
         inputs = machines.divided(images[indices].astype(jnp.float32), mesh)
         minimized = partial(loss, objective=objective, step=number)
-        gradient, metrics = nnx.grad(minimized, has_aux=True)(model, inputs, key)
+        gradient, parts = nnx.grad(minimized, has_aux=True)(model, inputs, key)
         optimizer.update(model, gradient)
-        return machines.undivided(nnx.state((model, optimizer)), mesh), metrics
+        model.multiplier.set_value(objective.followed(model.multiplier.get_value(), parts))
+        state = machines.undivided(nnx.state((model, optimizer)), mesh)
+        return state, metrics_of(parts)
 
     keys, numbers = jax.random.split(sample_key, steps), first + jnp.arange(steps)
     batches = order.reshape(steps, batch_size), keys, numbers
@@ -143,7 +171,9 @@ def train_epoch(
 @partial(jax.jit, static_argnames="graph")
 def test_metrics(graph: Any, state: Any, images: Array, key: Array) -> Metrics:
     model, _ = nnx.merge(graph, state)
-    _, metrics = evaluate.over_images(partial(loss, model), images, key)
+    metrics = evaluate.over_images(
+        lambda image, key: metrics_of(loss(model, image, key)[1]), images, key
+    )
     return jax.tree.map(jnp.mean, metrics)
 
 
@@ -209,7 +239,8 @@ def run(options: flags.Flags) -> None:
     images = data.load(options.data, options.batch_size)
     keys = jax.random.split(jax.random.key(options.seed), 4)
     rngs = nnx.Rngs(keys[0])
-    model = VAE(images.pixels, images.levels, options.latents, options.posterior, rngs)
+    shape = images.pixels, images.levels, options.latents, options.posterior
+    model = VAE(*shape, rngs, options.delta_vae)
     checkpoints, resumed = Checkpoints(options, images), None
     # Whatever may be refused is, before anything in the folder changes.
     machines.mesh(options)
@@ -226,7 +257,8 @@ def run(options: flags.Flags) -> None:
         samples = evaluate.decode_prior(model, keys[3], count=64)
         seen = evaluate.posteriors(model, jnp.asarray(images.train[:MOST_DIAGNOSED]))
         assessed, samples = jax.device_get((assessed, samples))
-        summary.finish(options, images, progress, assessed, samples, seen)
+        multiplier = model.multiplier.get_value()
+        summary.finish(options, images, progress, assessed, samples, seen, multiplier)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

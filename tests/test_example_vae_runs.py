@@ -63,6 +63,11 @@ def plain_parts(model: Any, chosen: Any) -> Any:
     )
 
 
+def value_and_metrics(model: Any, chosen: Any, step: int = 0) -> tuple[Any, dict[str, Any]]:
+    value, parts = vae_digits.loss(model, IMAGES, KEY, chosen, step)
+    return value, vae_digits.metrics_of(parts)
+
+
 # What is minimized, from the means over images and from the terms of every latent.
 OBJECTIVES: list[tuple[Any, str, Callable[[Any], Any]]] = [
     (Objective(), "diag", lambda x: x.reconstruction + x.kl),
@@ -77,6 +82,8 @@ OBJECTIVES: list[tuple[Any, str, Callable[[Any], Any]]] = [
         "diag",
         lambda x: x.reconstruction + abs(x.kl - 9 / 4),
     ),
+    # A multiplier that starts at 1.
+    (Objective(constraint=7.0), "diag", lambda x: x.kl + x.reconstruction - 7),
     *(
         (Objective(free_bits=0.1), posterior, lambda x: x.reconstruction + free(x.terms, 0.1))
         for posterior in ("diag", "full")
@@ -105,7 +112,7 @@ def weighted(terms: Any, a: float, b: float, c: float) -> Any:
 def test_each_objective_is_what_it_says(chosen, posterior, expected):
     model = small_model(posterior)
     parts = plain_parts(model, chosen)
-    value, metrics = vae_digits.loss(model, IMAGES, KEY, chosen, 50)
+    value, metrics = value_and_metrics(model, chosen, 50)
     reconstruction, kl = (float(jnp.mean(x)) for x in (parts.reconstruction, parts.kl))
     known = SimpleNamespace(reconstruction=reconstruction, kl=kl, terms=parts.terms)
     assert float(value) == pytest.approx(float(expected(known)), rel=1e-5)
@@ -118,21 +125,23 @@ def test_each_objective_is_what_it_says(chosen, posterior, expected):
 def test_bounds_of_many_samples_are_minimized_as_they_are(name):
     model = small_model()
     chosen = Objective(name, 5)
-    value, metrics = vae_digits.loss(model, IMAGES, KEY, chosen)
+    value, metrics = value_and_metrics(model, chosen)
     assert float(value) == pytest.approx(float(plain_parts(model, chosen).loss), rel=1e-6)
     assert float(value) < -float(metrics["elbo"])
 
 
 def test_the_report_is_told_the_weights_of_the_end():
-    ones = vae.TermWeights(1.0, 1.0, 1.0)
+    ones, multiplier = vae.TermWeights(1.0, 1.0, 1.0), vae.constraint(2.0)
     for chosen, weights in (
         (Objective(), ones),
         (Objective(beta=4.0, schedule=("cosine", 9)), vae.TermWeights(4.0, 4.0, 4.0)),
         (Objective(weights=(1.0, 2.0, 3.0)), vae.TermWeights(1.0, 2.0, 3.0)),
         (Objective(capacity=9.0, beta=100.0), ones),
+        (Objective(constraint=80.0), vae.TermWeights(0.5, 0.5, 0.5)),
     ):
         found, wanted = (
-            [x.trace, x.mahalanobis, x.log_det] for x in (chosen.final_weights, weights)
+            [x.trace, x.mahalanobis, x.log_det]
+            for x in (chosen.final_weights(multiplier), weights)
         )
         assert found == wanted
 
@@ -172,6 +181,13 @@ def refusal(given: list[str], capsys: Any) -> str:
         ("--beta=2 --weights=1,1,1", "--beta and --weights both weigh the KL"),
         ("--free-bits=0 --capacity=0", "--free-bits and --capacity are two objectives"),
         ("--weights=1,1,1 --capacity=3", "--weights and --capacity are two objectives"),
+        ("--constraint=-1", "--constraint: got '-1'"),
+        ("--constraint=9 --beta=2", "--constraint finds the weight of the KL"),
+        ("--constraint=9 --schedule=linear:9", "--constraint finds the weight of the KL"),
+        ("--constraint=9 --capacity=3", "--capacity and --constraint are two objectives"),
+        ("--estimator=iwae --constraint=9", "--estimator iwae is no sum"),
+        ("--delta-vae=0", "--delta-vae: got '0'"),
+        ("--delta-vae=1 --posterior=full", "--delta-vae bounds the variances"),
         ("--estimator=iwae --beta=2", "--estimator iwae is no sum"),
         ("--estimator=dreg --schedule=linear:9", "--estimator dreg is no sum"),
         ("--estimator=monte-carlo --free-bits=1", "--free-bits needs the terms"),

@@ -1,13 +1,20 @@
 """The command line of the VAE example; every refusal is one line and exit code 2."""
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from vae.flag_types import (
+    address,
+    number_from_0,
+    positive_number,
+    schedule,
+    three_weights,
+    whole_number,
+)
 from vae.objective import ESTIMATORS, SCHEDULES, Objective, Refused
 
 PROGRAM = "vae_digits.py"
@@ -25,6 +32,8 @@ class Flags:
     weights: tuple[float, ...] | None
     free_bits: float | None
     capacity: float | None
+    constraint: float | None
+    delta_vae: float | None
     schedule: tuple[str, int] | None
     steps: int
     batch_size: int
@@ -42,7 +51,7 @@ class Flags:
     @property
     def objective(self) -> Objective:
         """What is minimized."""
-        names = ("beta", "weights", "free_bits", "capacity", "schedule")
+        names = ("beta", "weights", "free_bits", "capacity", "constraint", "schedule")
         return Objective(
             self.estimator.replace("-", "_"),
             self.samples or (8 if self.estimator in ("iwae", "dreg") else 1),
@@ -59,70 +68,6 @@ def stop(message: str) -> NoReturn:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         stop(f"{message} (--help lists the flags)")
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    wanted = f"at least {least}" if most is None else f"from {least} to {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number {wanted}")
-        return value
-
-    return parse
-
-
-def finite_number(text: str) -> float:
-    """A finite number, or nan for everything else."""
-    try:
-        value = float(text)
-    except ValueError:
-        return math.nan
-    return value if math.isfinite(value) else math.nan
-
-
-def positive_number(text: str) -> float:
-    value = finite_number(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, needs a finite number greater than 0")
-    return value
-
-
-def number_from_0(text: str) -> float:
-    value = finite_number(text)
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"got {text!r}, needs a finite number from 0 on")
-    return value
-
-
-def three_weights(text: str) -> tuple[float, ...]:
-    weights = tuple(finite_number(part) for part in text.split(","))
-    if len(weights) != 3 or not all(weight >= 0 for weight in weights):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, needs three finite numbers from 0 on, such as 1,0.5,1"
-        )
-    return weights
-
-
-def schedule(text: str) -> tuple[str, int]:
-    name, _, length = text.partition(":")
-    if name not in SCHEDULES or not length.isdecimal() or not int(length):
-        raise argparse.ArgumentTypeError(
-            f"got {text!r}, needs one of {', '.join(SCHEDULES)}, a colon and a number of "
-            "steps, such as linear:1000"
-        )
-    return name, int(length)
-
-
-def address(text: str) -> str:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise argparse.ArgumentTypeError(f"got {text!r}, needs HOST:PORT")
-    return text
 
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
@@ -250,6 +195,19 @@ def add_objective(parser: argparse.ArgumentParser) -> None:
         "above 1 to hold the KL there",
     )
     add(
+        "--constraint",
+        type=positive_number,
+        metavar="NATS",
+        help="minimize the KL, of those models that reconstruct within so many nats, by a "
+        "multiplier that training finds (GECO)",
+    )
+    add(
+        "--delta-vae",
+        type=positive_number,
+        metavar="NATS",
+        help="bound the variances of q so that the KL of every latent stays above",
+    )
+    add(
         "--schedule",
         type=schedule,
         metavar="NAME:STEPS",
@@ -289,6 +247,8 @@ def check(options: Flags, parser: argparse.ArgumentParser) -> None:
         parser.error("several --processes and a --coordinator need each other")
     if options.process >= options.processes:
         parser.error(f"--process {options.process} is not below --processes")
+    if options.delta_vae is not None and options.posterior != "diag":
+        parser.error("--delta-vae bounds the variances of --posterior diag")
     shares = options.devices * options.processes
     if options.batch_size % shares:
         parser.error(

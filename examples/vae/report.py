@@ -63,7 +63,9 @@ def open_folder(out: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    # What is no number is an error here: JSON has none.
+    text = json.dumps(content, indent=2, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def begin(options: Flags, images: Images) -> None:
@@ -80,13 +82,16 @@ def introduce(options: Flags, images: Images) -> None:
     )
     kind = "stratified by class" if images.stratified else "not stratified"
     covariance = "diagonal" if options.posterior == "diag" else "full"
+    least = ""
+    if options.delta_vae is not None:
+        least = f", each of at least {options.delta_vae:g} nats (delta-VAE)"
     print(
         f"images      {count:,} of {shape} pixels from {images.source}\n"
         f"split       {len(images.train):,} train, {len(images.test):,} test, {kind}\n"
         f"likelihood  {likelihood(images)},\n"
         "            a probability mass, so -ELBO bounds the NLL -log p(image)\n"
         f"units       {UNITS}\n"
-        f"posterior   Gaussian of {options.latents} latents, {covariance} covariance\n"
+        f"posterior   Gaussian of {options.latents} latents, {covariance} covariance{least}\n"
         f"objective   {options.objective}\n"
         f"device      {device(options)}",
         flush=True,

@@ -41,27 +41,51 @@ def summarize(
         "test_images": len(difference),
         "importance_samples": evaluate.IMPORTANCE_SAMPLES,
         "estimates_not_trusted": int(np.sum(~assessed["trusted"])),
-        "largest_pareto_k": float(np.max(assessed["pareto_k"])),
+        **largest_tail(assessed["pareto_k"]),
         "least_effective_samples": float(np.min(assessed["effective_samples"])),
         "largest_relative_difference_of_kl_and_its_terms": float(np.max(difference)),
         "kl_per_latent": np.mean(assessed["kl_per_latent"], axis=0).tolist(),
         "kl_per_latent_of": "q" if options.posterior == "diag" else "marginals of q",
         "active_units": int(np.sum(evaluate.active(assessed["loc"]))),
+        "weights_of_the_kl": [float(x) for x in vars(diagnosed.weights).values()],
         "verdicts": list(verdicts(options, diagnosed)),
-        "scale_residual": np.asarray(diagnosed.numbers.scale_residual).tolist(),
+        "scale_residual": [
+            x if math.isfinite(x) else None
+            for x in np.asarray(diagnosed.numbers.scale_residual).tolist()
+        ],
     }
 
 
-def diagnose(options: Flags, posteriors: evaluate.Posterior) -> vae.Report:
+def largest_tail(pareto_k: Array) -> dict[str, Any]:
+    """The largest k-hat; JSON has no infinity, so words stand for it."""
+    largest = float(np.max(pareto_k))
+    if math.isfinite(largest):
+        return {"largest_pareto_k": largest}
+    why = "a weight is nan" if math.isnan(largest) else "the tail is too long for its floats"
+    if largest < 0:
+        why = "the largest weights of every image are equal"
+    return {"largest_pareto_k": None, "why_no_largest_pareto_k": why}
+
+
+def diagnose(
+    options: Flags, posteriors: evaluate.Posterior, multiplier: vae.ConstraintState
+) -> vae.Report:
     """What the posteriors of training images say about training."""
-    return vae.report(posteriors, weights=options.objective.final_weights)
+    return vae.report(posteriors, weights=options.objective.final_weights(multiplier))
 
 
 def verdicts(options: Flags, diagnosed: vae.Report) -> Sequence[str]:
-    if options.estimator not in BOUNDS_OF_MANY:
-        return diagnosed.verdicts
-    note = f"{options.estimator} minimizes no -ELBO, so the scale identity need not hold."
-    return (note, *diagnosed.verdicts)
+    notes = []
+    if options.estimator in BOUNDS_OF_MANY:
+        notes.append(
+            f"{options.estimator} minimizes no -ELBO, so the scale identity need not hold."
+        )
+    if options.delta_vae is not None:
+        notes.append("A delta-VAE bounds the variances, so the scale identity need not hold.")
+    if options.constraint is not None:
+        beta = float(diagnosed.weights.trace)
+        notes.append(f"The constraint ends at a multiplier that amounts to beta {beta:.3g}.")
+    return (*notes, *diagnosed.verdicts)
 
 
 def print_summary(
@@ -140,9 +164,10 @@ def finish(
     assessed: Mapping[str, Array],
     samples: Array,
     posteriors: evaluate.Posterior,
+    multiplier: vae.ConstraintState,
 ) -> None:
     """Writes summary.json and the pictures, and prints the summary."""
-    diagnosed = diagnose(options, posteriors)
+    diagnosed = diagnose(options, posteriors, multiplier)
     summary = summarize(options, assessed, diagnosed)
     report.write_json(options.out / "summary.json", summary)
     pictures.draw_all(options.out, images, progress.rows, assessed, samples)
