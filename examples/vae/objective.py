@@ -12,8 +12,8 @@ ESTIMATORS = tuple(vae.ESTIMATORS)
 SCHEDULES = ("linear", "cosine", "sigmoid", "cyclical")
 # A cyclical schedule has four cycles.
 LEAST_STEPS = 4
-# Of the logarithm of a constraint's multiplier, in each step and for each nat that is missed: a
-# model begins a hundred nats away, which must not decide on the multiplier of thousands of steps.
+# Of log multiplier of a constraint, in each step for each nat that is missed: a model begins a
+# hundred nats away, which must not decide on the multiplier of thousands of steps.
 MULTIPLIER_RATE = 1e-4
 # Their losses are no sums of reconstruction and KL.
 BOUNDS_OF_MANY = ("iwae", "dreg")
