@@ -269,6 +269,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = f"metrics so far: {options.out / 'metrics.csv'}"
         print(f"\ninterrupted; {found}; the same command with --resume goes on")
         return 130
+    except OSError as error:
+        flags.stop(f"--out {options.out}: cannot be written: {error.strerror or error}.")
     return 0
 
 

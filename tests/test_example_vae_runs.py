@@ -32,6 +32,7 @@ checkpoint = importlib.import_module("vae.checkpoint")
 flags = importlib.import_module("vae.flags")
 machines = importlib.import_module("vae.machines")
 objective = importlib.import_module("vae.objective")
+summary = importlib.import_module("vae.summary")
 
 
 @pytest.fixture(autouse=True)
@@ -363,6 +364,49 @@ def test_what_others_have_left_is_not_replaced(tmp_path, capsys):
     reason = refusal([f"--out={tmp_path / 'out'}"], capsys)
     assert "7 is no checkpoint of this program" in reason
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("error", [ValueError("RESOURCE_EXHAUSTED: long"), OSError(28, "full")])
+def test_a_full_disk_is_one_line(error, tmp_path, capsys, monkeypatch):
+    options = flags.parse(command(tmp_path, "out", steps=6))
+    images = vae_digits.data.load(options.data, options.batch_size)
+    saved = checkpoint.Checkpoints(options, images)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp.CheckpointManager, "save", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        saved.save(checkpoint.Snapshot(3, {}))
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert "3 cannot be written" in printed
+    assert printed.count("\n") == 1
+
+
+def test_the_multiplier_falls_where_the_tolerance_is_met():
+    model = small_model()
+    parts = plain_parts(model, Objective())
+    reconstruction = float(jnp.mean(parts.reconstruction))
+    for tolerance, sign in ((reconstruction + 10, -1), (reconstruction - 10, 1)):
+        moved = Objective(constraint=tolerance).followed(model.multiplier.get_value(), parts)
+        assert float(moved.log_multiplier) == pytest.approx(sign * 1e-3, rel=1e-3)
+    kept = Objective().followed(model.multiplier.get_value(), parts)
+    assert float(kept.log_multiplier) == 0
+
+
+def test_every_latent_of_a_delta_vae_keeps_its_rate():
+    model = vae_digits.VAE(9, 16, 3, "diag", nnx.Rngs(0), 0.7)
+    kl = kljax.vae.latent_terms(model.posterior(IMAGES), model.prior()).total
+    assert float(jnp.min(kl)) >= 0.7
+
+
+@pytest.mark.parametrize("largest", [np.inf, -np.inf, np.nan])
+def test_words_stand_for_what_json_cannot_hold(largest):
+    found = summary.largest_tail(np.array([largest, largest]))
+    assert found["largest_pareto_k"] is None
+    assert len(found["why_no_largest_pareto_k"]) > 10
+    assert summary.largest_tail(np.array([0.2, -np.inf])) == {"largest_pareto_k": 0.2}
 
 
 # ---- several devices and several processes -----------------------------------------------

@@ -122,13 +122,20 @@ class Checkpoints:
         with self._manager() as manager:
             if snapshot.step in manager.all_steps():
                 return
-            manager.save(
-                snapshot.step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(named(snapshot.state)),
-                    about=ocp.args.JsonSave(about),
-                ),
-            )
+            try:
+                manager.save(
+                    snapshot.step,
+                    args=ocp.args.Composite(
+                        state=ocp.args.StandardSave(named(snapshot.state)),
+                        about=ocp.args.JsonSave(about),
+                    ),
+                )
+            # On a full disk tensorstore raises a ValueError, other parts of orbax an OSError.
+            except (OSError, ValueError) as error:
+                stop(
+                    f"--out: the checkpoint {self._folder / str(snapshot.step)} cannot be "
+                    f"written ({str(error).splitlines()[0][:60]}); is the disk full?"
+                )
 
     def last(self, like: Any) -> Snapshot:
         """The last snapshot, with a state of the structure of `like`; or stops."""
