@@ -100,7 +100,7 @@ def test_a_run_of_the_digits_whole_and_interrupted(tmp_path, capsys, monkeypatch
 
 
 def test_a_run_of_a_file_with_full_covariance(tmp_path, capsys):
-    digits = load_digits()
+    digits: Any = load_digits()
     path = tmp_path / "mine.npz"
     np.savez(path, x_train=digits.data, y_train=digits.target)
     given = {"posterior": "full", "data": str(path), "out": str(tmp_path)}

@@ -55,16 +55,19 @@ def ends(axes: Axes, found: Sequence[Any]) -> None:
 
 def equal_elbo(axes: Axes, found: Sequence[Any]) -> None:
     """Lines on which rate + distortion, -ELBO, is the same; the least of all is bold."""
-    low, high = axes.get_xlim()
-    bottom, top = axes.get_ylim()
+    (low, high), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    width, height = high - low, top - bottom
+    # Room for the levels to the left of all points, and for names to the right of them.
+    low, high = low - 0.14 * width, high + 0.22 * width
     best = min(x.minus_elbo for x in found)
     for level in best + np.array([0.0, 5.0, 10.0, 20.0, 40.0]):
-        bold = level == best
-        width = 1.6 if bold else 0.7
-        axes.plot([low, high], [level - low, level - high], "--", color=BLACK, linewidth=width)
-        x = low + 0.97 * (high - low)
-        if bottom < level - x < top:
-            axes.annotate(f"-ELBO {level:.0f}", (x, level - x), ha="right", fontsize=8)
+        thick = 1.6 if level == best else 0.7
+        axes.plot([low, high], [level - low, level - high], "--", color=BLACK, linewidth=thick)
+        x = max(low + 0.02 * width, level - top + 0.03 * height)
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        if bottom < level - x < top and x < high:
+            axes.text(x, level - x, f"-ELBO {level:.0f}", fontsize=8, va="center", bbox=white)
+    axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= high])
     axes.set_xlim(low, high)
     axes.set_ylim(bottom, top)
 
