@@ -91,10 +91,16 @@ def test_a_run_of_the_digits_whole_and_interrupted(tmp_path, capsys, monkeypatch
     # The seed fixes every digit, so what was written is the same text.
     lines = (whole / "metrics.csv").read_text().splitlines()
     assert (part / "metrics.csv").read_text().splitlines() == lines[:3]
+    # It goes on from the checkpoint that the interruption left.
+    monkeypatch.setattr(report.Progress, "record", record)
+    again = [*command_line(given | {"out": str(part)}), "--resume"]
+    assert vae_digits.main(again) == 0
+    for name in ("metrics.csv", "summary.json"):
+        assert (part / name).read_text() == (whole / name).read_text()
 
 
 def test_a_run_of_a_file_with_full_covariance(tmp_path, capsys):
-    digits = load_digits()
+    digits: Any = load_digits()
     path = tmp_path / "mine.npz"
     np.savez(path, x_train=digits.data, y_train=digits.target)
     given = {"posterior": "full", "data": str(path), "out": str(tmp_path)}
@@ -125,13 +131,17 @@ def check_run(given: dict[str, Any], capsys: Any, words: str) -> None:
         f"± {summary['iw_nll']['standard_error']:.3f}",
         f"active units            {summary['active_units']} of {LATENTS}",
         "512 samples per image",
+        "objective   reconstruction + KL; closed form, 1 draw an image",
+        "trust in the NLL",
+        *(verdict[:40] for verdict in summary["verdicts"]),
         words,
     ):
         assert expected in printed
 
 
 def check_config(config: dict[str, Any], given: dict[str, Any]) -> None:
-    assert config["flags"] == {"batch_size": 128, "learning_rate": 2e-3, **given}
+    defaults = vars(flags.parse([])) | given
+    assert config["flags"] == defaults | {"batch_size": 128, "learning_rate": 2e-3}
     versions = config["versions"]
     assert versions["jax"] == jax.__version__
     assert versions["flax"] == flax.__version__
@@ -290,7 +300,8 @@ def loss_and_its_parts(images: jax.Array, key: jax.Array) -> tuple[Any, ...]:
     q = model.posterior(images)
     reconstruction = -model.log_likelihood(kljax.sample(q, key), images)
     kl = kljax.kl_divergence(q, kljax.standard_normal(LATENTS))
-    return (*vae_digits.loss(model, images, key), reconstruction, kl)
+    value, parts = vae_digits.loss(model, images, key)
+    return value, vae_digits.metrics_of(parts), reconstruction, kl
 
 
 def test_the_loss_is_the_mean_over_the_images():

@@ -1,7 +1,7 @@
-"""The evaluation of a VAE: importance-weighted likelihood and KL per latent."""
+"""The evaluation of a VAE, at weights one whatever it was trained with."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jax.scipy.special import logsumexp
 
 import kljax
+from kljax import vae
 
 IMPORTANCE_SAMPLES = 512
+# Of -ELBO, a plain mean: more would not move the standard error over images.
+BOUND_SAMPLES = 64
 # Burda, Grosse and Salakhutdinov (2016) call a latent active above this variance.
 ACTIVE_VARIANCE = 0.01
 # Floats that the largest array of one chunk of images may hold.
@@ -58,19 +60,34 @@ def over_images(
 def assess(model: Model, image: Array, key: Array) -> dict[str, Array]:
     """Everything that the summary and the pictures need of one image."""
     q, prior = model.posterior(image), model.prior()
-    latents = kljax.sample(q, key, IMPORTANCE_SAMPLES)
-    log_likelihood = model.log_likelihood(latents, image)
-    # Burda, Grosse and Salakhutdinov (2016): -log of the mean of p(image, z) / q(z).
-    log_ratio = kljax.log_prob(prior, latents) - kljax.log_prob(q, latents)
-    log_mean = logsumexp(log_likelihood + log_ratio) - jnp.log(IMPORTANCE_SAMPLES)
-    reconstruction = -jnp.mean(log_likelihood)
-    kl, terms = kljax.kl_divergence(q, prior), kljax.kl_terms(q, prior)
+    bound_key, nll_key = jax.random.split(key)
+    parts = vae.closed_form(
+        q,
+        prior,
+        lambda latents: model.log_likelihood(latents, image),
+        bound_key,
+        samples=BOUND_SAMPLES,
+    )
+    weighted = vae.importance_nll(
+        model.posterior,
+        prior,
+        model.log_likelihood,
+        image[None],
+        nll_key,
+        samples=IMPORTANCE_SAMPLES,
+        sample_chunk=IMPORTANCE_SAMPLES,
+    )
+    terms = kljax.kl_terms(q, prior)
     marginals = kljax.Normal(q.loc, variance=kljax.variance(q))
     return {
-        "minus_elbo": reconstruction + kl,
-        "iw_nll": -log_mean,
-        "reconstruction": reconstruction,
-        "kl": kl,
+        "minus_elbo": -parts.elbo,
+        "iw_nll": weighted.nll[0],
+        "iw_error": weighted.standard_error[0],
+        "effective_samples": weighted.effective_samples[0],
+        "pareto_k": weighted.pareto_k[0],
+        "trusted": weighted.trusted[0],
+        "reconstruction": parts.reconstruction,
+        "kl": parts.kl,
         "trace": terms.trace,
         "mahalanobis": terms.mahalanobis,
         "dimension": terms.dimension,
@@ -81,6 +98,20 @@ def assess(model: Model, image: Array, key: Array) -> dict[str, Array]:
         "loc": q.loc,
         "decoded": jnp.clip(model.decode(q.loc), 0, 1),
     }
+
+
+def importance(assessed: Mapping[str, Any]) -> vae.ImportanceNLL:
+    """What `assess` says of the likelihood of all images, to be asked for its verdict."""
+    names = ("iw_nll", "iw_error", "effective_samples", "pareto_k", "trusted")
+    return vae.ImportanceNLL(
+        *(jnp.asarray(assessed[name]) for name in names), samples=IMPORTANCE_SAMPLES
+    )
+
+
+@nnx.jit
+def posteriors(model: Model, images: Array) -> Posterior:
+    """The posteriors of all images, found in chunks."""
+    return over_images(lambda image, _: model.posterior(image), images, jax.random.key(0))
 
 
 @nnx.jit

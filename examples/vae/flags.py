@@ -1,12 +1,21 @@
 """The command line of the VAE example; every refusal is one line and exit code 2."""
 
 import argparse
-import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
+
+from vae.flag_types import (
+    address,
+    number_from_0,
+    positive_number,
+    schedule,
+    three_weights,
+    whole_number,
+)
+from vae.objective import ESTIMATORS, SCHEDULES, Objective, Refused
 
 PROGRAM = "vae_digits.py"
 
@@ -17,12 +26,37 @@ class Flags:
 
     latents: int
     posterior: str
+    estimator: str
+    samples: int | None
+    beta: float
+    weights: tuple[float, ...] | None
+    free_bits: float | None
+    capacity: float | None
+    constraint: float | None
+    delta_vae: float | None
+    schedule: tuple[str, int] | None
     steps: int
     batch_size: int
     learning_rate: float
     seed: int
+    devices: int
+    coordinator: str | None
+    processes: int
+    process: int
     data: Path | None
     out: Path
+    checkpoint_every: int | None
+    resume: bool
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimized."""
+        names = ("beta", "weights", "free_bits", "capacity", "constraint", "schedule")
+        return Objective(
+            self.estimator.replace("-", "_"),
+            self.samples or (8 if self.estimator in ("iwae", "dreg") else 1),
+            **{name: getattr(self, name) for name in names},
+        )
 
 
 def stop(message: str) -> NoReturn:
@@ -34,31 +68,6 @@ def stop(message: str) -> NoReturn:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         stop(f"{message} (--help lists the flags)")
-
-
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    wanted = f"at least {least}" if most is None else f"from {least} to {most}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least or (most is not None and value > most):
-            raise argparse.ArgumentTypeError(f"got {text!r}, needs a whole number {wanted}")
-        return value
-
-    return parse
-
-
-def positive_number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 < value < math.inf):
-        raise argparse.ArgumentTypeError(f"got {text!r}, needs a finite number greater than 0")
-    return value
 
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
@@ -82,6 +91,7 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         default="diag",
         help="covariance of q(latents | image): diagonal (the default) or a full matrix",
     )
+    add_objective(parser)
     add(
         "--steps",
         type=whole_number(1, 10**9),
@@ -108,6 +118,7 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         help="of weights, batches and draws, by default %(default)s; the split into "
         "training and test images is fixed",
     )
+    add_machines(parser)
     add(
         "--data",
         type=Path,
@@ -122,7 +133,124 @@ def parse(arguments: Sequence[str] | None = None) -> Flags:
         type=Path,
         metavar="DIR",
         default=Path("runs/vae_digits"),
-        help="folder for metrics and pictures, by default %(default)s; those of an "
-        "earlier run are replaced",
+        help="folder for metrics, pictures and checkpoints, by default %(default)s; those "
+        "of an earlier run are replaced, unless --resume is given",
     )
-    return Flags(**vars(parser.parse_args(arguments)))
+    add(
+        "--checkpoint-every",
+        type=whole_number(1),
+        metavar="STEPS",
+        help="steps between checkpoints, by default a tenth of --steps; epochs are "
+        "completed first, and Ctrl-C leaves one too",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, to the numbers that the run would "
+        "have had without a break; the other flags must be those of the run",
+    )
+    options = Flags(**vars(parser.parse_args(arguments)))
+    check(options, parser)
+    return options
+
+
+def add_objective(parser: argparse.ArgumentParser) -> None:
+    """What training minimizes; evaluation is at weights one, whatever is chosen."""
+    add = parser.add_argument
+    add(
+        "--estimator",
+        choices=[name.replace("_", "-") for name in ESTIMATORS],
+        default="closed-form",
+        help="of the objective, by default %(default)s; the others sample the KL",
+    )
+    add(
+        "--samples",
+        type=whole_number(1),
+        help="latents drawn for every image of a step, by default 1, for iwae and dreg 8",
+    )
+    add(
+        "--beta",
+        type=number_from_0,
+        default=1.0,
+        help="weight of the KL, by default %(default)s, which is the ELBO",
+    )
+    add(
+        "--weights",
+        type=three_weights,
+        metavar="A,B,C",
+        help="weights of the trace, the Mahalanobis term and the log-determinant of the KL "
+        "one by one; 1,1,1 is the ELBO",
+    )
+    add(
+        "--free-bits",
+        type=number_from_0,
+        metavar="NATS",
+        help="of each latent, the mean KL below which it costs nothing",
+    )
+    add(
+        "--capacity",
+        type=number_from_0,
+        metavar="NATS",
+        help="minimize reconstruction + beta * abs(KL - capacity) instead; needs a --beta "
+        "above 1 to hold the KL there",
+    )
+    add(
+        "--constraint",
+        type=positive_number,
+        metavar="NATS",
+        help="minimize the KL, of those models that reconstruct within so many nats, by a "
+        "multiplier that training finds (GECO)",
+    )
+    add(
+        "--delta-vae",
+        type=positive_number,
+        metavar="NATS",
+        help="bound the variances of q so that the KL of every latent stays above",
+    )
+    add(
+        "--schedule",
+        type=schedule,
+        metavar="NAME:STEPS",
+        help="raise beta, all weights or the capacity from 0 in so many steps: "
+        f"{', '.join(SCHEDULES)}",
+    )
+
+
+def add_machines(parser: argparse.ArgumentParser) -> None:
+    """Where it runs; results agree up to rounding whatever is chosen."""
+    add = parser.add_argument
+    add(
+        "--devices",
+        type=whole_number(1),
+        default=1,
+        help="devices of every process among which each batch is divided, by default "
+        "%(default)s",
+    )
+    add(
+        "--coordinator",
+        type=address,
+        metavar="HOST:PORT",
+        help="address of process 0, where several processes train one model; each is "
+        "started with the same flags and its own --process, on one shared --out",
+    )
+    add("--processes", type=whole_number(1), default=1, help="how many processes there are")
+    add("--process", type=whole_number(0), default=0, help="which of them this one is")
+
+
+def check(options: Flags, parser: argparse.ArgumentParser) -> None:
+    """Refuses flags that do not go together."""
+    try:
+        options.objective.check(options.steps)
+    except Refused as error:
+        parser.error(str(error))
+    if (options.processes > 1) != (options.coordinator is not None):
+        parser.error("several --processes and a --coordinator need each other")
+    if options.process >= options.processes:
+        parser.error(f"--process {options.process} is not below --processes")
+    if options.delta_vae is not None and options.posterior != "diag":
+        parser.error("--delta-vae bounds the variances of --posterior diag")
+    shares = options.devices * options.processes
+    if options.batch_size % shares:
+        parser.error(
+            f"--batch-size {options.batch_size} cannot be divided among {shares} devices"
+        )
