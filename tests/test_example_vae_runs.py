@@ -232,8 +232,10 @@ def command(tmp_path: Path, out: str, **given: Any) -> list[str]:
 
 def start(arguments: list[str], devices: int = 1) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    # Compiled lightly: runs are compared with each other.
     share = f"--xla_force_host_platform_device_count={devices}"
-    settings = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": share}
+    light = "--xla_backend_optimization_level=0"
+    settings = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{share} {light}"}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "examples" / "vae_digits.py"), *arguments],
         env=os.environ | settings,
