@@ -157,7 +157,12 @@ def measure(protocol: Protocol, seeds: Sequence[int]) -> dict[str, Any]:
             f"({time.perf_counter() - began:.0f} s)",
             flush=True,
         )
-    result: dict[str, Any] = {"seeds": list(seeds), "not_trusted": distrusted}
+    estimates = len(seeds) * len(protocol.test)
+    result: dict[str, Any] = {
+        "seeds": list(seeds),
+        "estimates": estimates,
+        "not_trusted": distrusted,
+    }
     for name, each in values.items():
         by_image, by_seed = np.mean(each, axis=0), np.mean(each, axis=1)
         over_images = np.std(by_image, ddof=1) / math.sqrt(len(by_image))
@@ -187,6 +192,10 @@ def show(name: str, result: dict[str, Any]) -> None:
             f"{name:11s} {words:6s}{x['mean']:7.2f} ± {x['standard_error_over_images']:.2f} "
             f"over images{seeds}   ({bits:.3f} bits a pixel){limit}{theirs}"
         )
+    print(
+        f"{name:11s} NLL: {result['not_trusted']} of {result['estimates']} estimates are not "
+        "to be trusted, and probably too high"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,6 +26,13 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("kljax")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """A test marked `light` compiles with few optimizations, its fixtures too."""
+    jax.config.update("jax_disable_most_optimizations", "light" in item.keywords)
+    return (yield)
+
+
 @pytest.fixture
 def x64() -> Iterator[None]:
     """float64 for the test that asks for it."""

@@ -21,6 +21,8 @@ from chains import D, K, T, dense, dense_terms, draw
 from kljax import markov
 from truth import Spread
 
+pytestmark = pytest.mark.light
+
 FULL = bool(os.environ.get("KLJAX_FULL"))
 
 # What the stored vectors do not have; the rest with KLJAX_FULL=1.

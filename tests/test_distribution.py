@@ -13,6 +13,8 @@ import kljax
 from cases import PAIRS, PARAMETRIZATIONS, draw, moments, pair_name, rng_for
 from checks import definition
 
+pytestmark = pytest.mark.light
+
 PARAMETRIZED = pytest.mark.parametrize("which", PARAMETRIZATIONS, ids=str)
 SAMPLES = 100_000
 Z_LIMIT = 6.1

@@ -20,6 +20,8 @@ from checks import (
     check_traced,
 )
 
+pytestmark = pytest.mark.light
+
 SAME = [pair for pair in PAIRS if pair[0] == pair[1]]
 SAMPLED = [
     pair

@@ -17,6 +17,8 @@ from flax import nnx
 
 from kljax import vae
 
+pytestmark = pytest.mark.light
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 compare_digits = importlib.import_module("compare_digits")
@@ -160,8 +162,9 @@ def test_a_result_says_whether_its_limit_is_reached(capsys):
         }
         for name, mean, limit in (("minus_elbo", 90.0, None), ("nll", 64 * np.log(2), 44.0))
     }
-    compare_digits.show("in order", result)
-    bound, nll = capsys.readouterr().out.splitlines()
+    compare_digits.show("in order", result | {"estimates": 450, "not_trusted": 400})
+    bound, nll, trust = capsys.readouterr().out.splitlines()
     assert "-ELBO   90.00 ± 0.50 over images" in bound
     assert "PASS" not in bound
     assert "(1.000 bits a pixel)   at most 44.0: FAIL" in nll
+    assert "NLL: 400 of 450 estimates are not to be trusted" in trust

@@ -27,6 +27,8 @@ from sklearn.datasets import load_digits
 
 import kljax
 
+pytestmark = pytest.mark.light
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 vae_digits = importlib.import_module("vae_digits")

@@ -25,6 +25,8 @@ from flax import nnx
 import kljax
 from kljax import vae
 
+pytestmark = pytest.mark.light
+
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 vae_digits = importlib.import_module("vae_digits")

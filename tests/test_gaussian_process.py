@@ -10,6 +10,8 @@ import pytest
 import kljax
 from cases import rng_for
 
+pytestmark = pytest.mark.light
+
 POINTS, OUTPUTS = 4, 3
 
 

@@ -14,6 +14,8 @@ from scipy.stats import multivariate_normal
 import kljax
 from kljax.vae import aggregate, minibatch
 
+pytestmark = pytest.mark.light
+
 DATA = 12
 
 

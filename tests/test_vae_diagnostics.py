@@ -14,6 +14,8 @@ import kljax
 from kljax import vae
 from kljax.vae import TermWeights, linear
 
+pytestmark = pytest.mark.light
+
 FULL = pytest.mark.skipif("KLJAX_FULL" not in os.environ, reason="slow; set KLJAX_FULL=1")
 N, K = 400, 4
 PRIOR = kljax.MultivariateNormalDiag(jnp.array([0.1, 0, 0, -0.2]), jnp.array([1.0, 2, 0.5, 1]))

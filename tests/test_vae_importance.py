@@ -12,6 +12,8 @@ import pytest
 import kljax
 from kljax import vae
 
+pytestmark = pytest.mark.light
+
 # Orthogonal columns, so that the exact posterior is diagonal.
 W, NOISE = np.array([[1.0, 0.5], [1.0, -0.5], [0.5, 0.0]]), 0.3
 X = np.random.default_rng(0).normal(size=(6, 3))

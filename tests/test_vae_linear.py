@@ -17,6 +17,8 @@ from kljax.vae import linear
 from kljax.vae.linear import LinearVAE
 from kljax.vae.terms import TermWeights
 
+pytestmark = pytest.mark.light
+
 FULL = pytest.mark.skipif("KLJAX_FULL" not in os.environ, reason="slow; set KLJAX_FULL=1")
 EIGENVALUES = (5.0, 3.0, 1.5, 0.3)
 NOISE = 0.4

@@ -19,6 +19,8 @@ import pytest
 import kljax
 from kljax import vae
 
+pytestmark = pytest.mark.light
+
 ROOT = Path(__file__).parent.parent
 LATENTS, PIXELS, EVENTS = 3, 4, 5
 DRAWS = 3000
