@@ -12,7 +12,6 @@ images to train and 450 to test, and takes the steps that it is given.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -29,11 +28,12 @@ from flax import nnx
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from vae import data, evaluate, flags, machines
+from vae import command, data, evaluate, flags, machines
 from vae.flag_types import whole_number
 from vae.objective import Objective
 from vae_digits import VAE, WEIGHT_DECAY_IMAGES, epoch_keys, test_metrics, train_epoch
 
+PROGRAM = "compare_digits.py"
 LEVELS, PIXELS = 16, 64
 PATIENCE, MOST_EPOCHS = 20, 1000
 # Of the notebook, measured by running its program with three seeds: it has a
@@ -199,7 +199,7 @@ def show(name: str, result: dict[str, Any]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one seed instead of several")
     parser.add_argument(
         "--seeds", type=whole_number(1, 100), default=5, help="how many, by default %(default)s"
@@ -208,12 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/compare_digits"), help="folder for the result"
     )
     options = parser.parse_args(arguments)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        text = f"compare_digits.py: error: --out {options.out}: {error.strerror}"
-        print(text, file=sys.stderr)
-        raise SystemExit(2) from None
+    command.make_folder(PROGRAM, options.out)
     print(
         f"likelihood  discretized logistic on the pixels 0..{LEVELS}, a probability mass\n"
         "units       nats per image of 64 pixels, which are summed; images are averaged\n"

@@ -24,7 +24,7 @@ from study import design, report, run
 from study.predictions import judge
 from study.progress import Progress
 from study.store import Store, Unusable, identity
-from vae import data
+from vae import command, data
 from vae.flags import whole_number
 
 PROGRAM = "kl_terms_study.py"
@@ -32,19 +32,11 @@ PROGRAM = "kl_terms_study.py"
 
 def stop(message: str) -> NoReturn:
     """Ends the program for something that its user can correct."""
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        stop(f"{message} (--help lists the flags)")
+    command.stop(PROGRAM, message)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog=PROGRAM, description=(__doc__ or "").splitlines()[0], allow_abbrev=False
-    )
+    parser = command.Parser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--quick", action="store_true", help="a sixteenth of the steps, in 90 seconds")
     add(

@@ -12,7 +12,6 @@ where training began; the last two runs differ in nothing but that.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import sys
@@ -31,8 +30,10 @@ from jax import Array
 import kljax
 from kljax import vae
 from kljax.vae import linear
+from vae import command
 from vae.flags import whole_number
 
+PROGRAM = "linear_vae.py"
 EIGENVALUES = (6.0, 4.0, 2.5, 1.5, 0.8, 0.25, 0.1, 0.05)
 POINTS, LATENTS, NOISE_VARIANCE = 256, 6, 0.4
 LEARNING_RATE = 0.1
@@ -193,16 +194,8 @@ def show(compared: Sequence[Comparison]) -> float:
     return max(max(x.square_error, x.variance_error, x.objective_error) for x in compared)
 
 
-def check_out(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"linear_vae.py: error: --out {out}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, in ten seconds")
     parser.add_argument(
         "--seed",
@@ -214,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/linear_vae"), help="folder for the pictures"
     )
     options = parser.parse_args(arguments)
-    check_out(options.out)
+    command.make_folder(PROGRAM, options.out)
     with jax.enable_x64(True):
         return study(options.out, 5000 if options.quick else 30000, options.seed)
 

@@ -11,7 +11,6 @@ a model along the plane (Alemi et al. 2018); the ELBO itself is best at weights 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -29,10 +28,11 @@ from jax import Array
 
 from kljax import vae
 from kljax.vae import schedules
-from vae import data, evaluate, plane_picture
+from vae import command, data, evaluate, plane_picture
 from vae.flag_types import whole_number
 from vae_digits import VAE, WEIGHT_DECAY_IMAGES
 
+PROGRAM = "schedules.py"
 LATENTS, BATCH, LEARNING_RATE = 12, 64, 2e-3
 # How strongly a capacity holds the KL.
 GAMMA = 20.0
@@ -235,16 +235,8 @@ def show(found: Sequence[Found]) -> None:
         )
 
 
-def check_out(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        print(f"schedules.py: error: --out {out}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command.Parser(prog=PROGRAM, description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer steps, under a minute")
     seed = {"type": whole_number(0, 2**32 - 1), "default": 0}
     parser.add_argument("--seed", **seed, help="of weights, batches and noise, by default 0")
@@ -252,7 +244,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("runs/schedules"), help="folder for table and picture"
     )
     options = parser.parse_args(arguments)
-    check_out(options.out)
+    command.make_folder(PROGRAM, options.out)
     return study(options.out, 200 if options.quick else 3000, options.seed)
 
 

@@ -1,11 +1,11 @@
 """What beta and what decoder variance a VAE loss amounts to: published ones, or your own."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kljax import vae
+from vae import command
 
 REDUCTIONS = ("sum", "mean")
 
@@ -95,7 +95,7 @@ def in_words(convention: Convention) -> str:
 
 def parse(arguments: Sequence[str] | None) -> Convention | None:
     """A convention from flags, or None where none is given."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command.Parser(prog="translate_losses.py", description=__doc__)
     parser.add_argument("--event-size", type=int, help="numbers of one image, as 12288")
     parser.add_argument("--latent-size", type=int, help="latents of one image")
     parser.add_argument("--reconstruction", choices=REDUCTIONS, default="sum")

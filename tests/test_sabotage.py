@@ -17,6 +17,8 @@ from cases import PARAMETRIZATIONS
 from kljax import coordinates, covariances, factors, linalg, matrices, special
 from kljax.families import gaussian
 
+pytestmark = pytest.mark.light
+
 DIAGONAL = (PARAMETRIZATIONS[3], PARAMETRIZATIONS[3])
 FACTORS = (PARAMETRIZATIONS[6], PARAMETRIZATIONS[6])
 COVARIANCES = (PARAMETRIZATIONS[7], PARAMETRIZATIONS[7])

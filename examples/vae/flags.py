@@ -1,12 +1,12 @@
 """The command line of the VAE example; every refusal is one line and exit code 2."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from vae import command
 from vae.flag_types import (
     address,
     number_from_0,
@@ -61,22 +61,15 @@ class Flags:
 
 def stop(message: str) -> NoReturn:
     """Ends the program for something that its user can correct."""
-    print(f"{PROGRAM}: error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        stop(f"{message} (--help lists the flags)")
+    command.stop(PROGRAM, message)
 
 
 def parse(arguments: Sequence[str] | None = None) -> Flags:
     """Parses a command line, by default that of the process."""
-    parser = _Parser(
+    parser = command.Parser(
         prog=PROGRAM,
         description="Trains a variational autoencoder on small images and reports what "
         "it learned, in nats per image.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
