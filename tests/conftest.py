@@ -29,8 +29,19 @@ hypothesis.settings.load_profile("kljax")
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test marked `light` compiles with few optimizations, its fixtures too."""
-    jax.config.update("jax_disable_most_optimizations", "light" in item.keywords)
+    light = "light" in item.keywords
+    if light != jax.config.read("jax_disable_most_optimizations"):
+        # Or the others would run what this one has compiled.
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", light)
     return (yield)
+
+
+@pytest.fixture
+def usual_broadcasting() -> Iterator[None]:
+    """An example is a user's program, which broadcasts as NumPy does."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 
 import kljax
-from cases import PAIRS, pair_name
+from cases import PAIRS, pair_name, rng_for
 from checks import (
     check_definition,
     check_equal,
@@ -20,8 +21,6 @@ from checks import (
     check_traced,
 )
 
-pytestmark = pytest.mark.light
-
 SAME = [pair for pair in PAIRS if pair[0] == pair[1]]
 SAMPLED = [
     pair
@@ -31,6 +30,7 @@ SAMPLED = [
 ]
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("pair", PAIRS, ids=pair_name)
 def test_value_terms_and_gradient_are_those_of_the_definition(pair):
     check_definition(pair)
@@ -65,3 +65,23 @@ def test_largest_factors_are_divided_by(size, ratio):
     )
     expected = size * ((ratio**2 - 1) / 2 - math.log(ratio))
     np.testing.assert_allclose(kljax.kl_divergence(q, p), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 9, 33])
+def test_covariances_near_and_far_in_one_batch(size):
+    """The eigenvalues of B^-1 (A - B), in float64, know both to every digit that counts."""
+    rng, separations = rng_for("near and far", size), (1e-4, 1e-2, 0.1, 0.3, 3.0)
+    factor = np.eye(size) + np.tril(rng.normal(size=(size, size)), -1) / size
+    noise = (
+        np.diag(rng.uniform(0.5, 1, size)) + np.tril(rng.normal(size=(size, size)), -1) / size
+    )
+    moved = [factor @ (np.eye(size) + x * noise) for x in separations]
+    a, b = (np.float32(m @ np.swapaxes(m, -1, -2)) for m in (np.stack(moved), factor))
+    q = kljax.MultivariateNormal(jnp.zeros(size), covariance_matrix=jnp.asarray(a))
+    p = kljax.MultivariateNormal(jnp.zeros(size), covariance_matrix=jnp.asarray(b))
+    difference = np.float64(a) - np.float64(b)
+    values = [scipy.linalg.eigvalsh(x, np.float64(b)) for x in difference]
+    want = [np.sum(x - np.log1p(x)) / 2 for x in values]
+    tolerance = 8 * 2.0**-24 * max(np.linalg.cond(x) for x in (*np.float64(a), np.float64(b)))
+    assert tolerance < 1e-3
+    np.testing.assert_allclose(kljax.kl_divergence(q, p), want, rtol=tolerance)

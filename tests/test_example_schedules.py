@@ -4,7 +4,6 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +16,13 @@ from flax import nnx
 
 from kljax import vae
 
-pytestmark = pytest.mark.light
+pytestmark = [pytest.mark.light, pytest.mark.usefixtures("usual_broadcasting")]
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
 compare_digits = importlib.import_module("compare_digits")
 plane_picture = importlib.import_module("vae.plane_picture")
 schedules = importlib.import_module("schedules")
-
-
-@pytest.fixture(autouse=True)
-def usual_broadcasting() -> Iterator[None]:
-    """An example is a user's program, which broadcasts as NumPy does."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
 
 
 # ---- the rate-distortion plane -----------------------------------------------------------

@@ -11,7 +11,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from sklearn.datasets import load_digits
 
 import kljax
 
-pytestmark = pytest.mark.light
+pytestmark = [pytest.mark.light, pytest.mark.usefixtures("usual_broadcasting")]
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -37,13 +37,6 @@ evaluate = importlib.import_module("vae.evaluate")
 flags = importlib.import_module("vae.flags")
 pictures = importlib.import_module("vae.pictures")
 report = importlib.import_module("vae.report")
-
-
-@pytest.fixture(autouse=True)
-def usual_broadcasting() -> Iterator[None]:
-    """An example is a user's program, which broadcasts as NumPy does."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
 
 
 LATENTS = 4

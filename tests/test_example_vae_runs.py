@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +25,7 @@ from flax import nnx
 import kljax
 from kljax import vae
 
-pytestmark = pytest.mark.light
+pytestmark = [pytest.mark.light, pytest.mark.usefixtures("usual_broadcasting")]
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -35,13 +35,6 @@ flags = importlib.import_module("vae.flags")
 machines = importlib.import_module("vae.machines")
 objective = importlib.import_module("vae.objective")
 summary = importlib.import_module("vae.summary")
-
-
-@pytest.fixture(autouse=True)
-def usual_broadcasting() -> Iterator[None]:
-    """An example is a user's program, which broadcasts as NumPy does."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
 
 
 # ---- objectives --------------------------------------------------------------------------

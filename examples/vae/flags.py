@@ -15,7 +15,7 @@ from vae.flag_types import (
     three_weights,
     whole_number,
 )
-from vae.objective import ESTIMATORS, SCHEDULES, Objective, Refused
+from vae.objective import BOUNDS_OF_MANY, ESTIMATORS, SCHEDULES, Objective, Refused
 
 PROGRAM = "vae_digits.py"
 
@@ -54,7 +54,7 @@ class Flags:
         names = ("beta", "weights", "free_bits", "capacity", "constraint", "schedule")
         return Objective(
             self.estimator.replace("-", "_"),
-            self.samples or (8 if self.estimator in ("iwae", "dreg") else 1),
+            self.samples or (8 if self.estimator in BOUNDS_OF_MANY else 1),
             **{name: getattr(self, name) for name in names},
         )
 
