@@ -1,4 +1,4 @@
-"""Lower triangles kept as blocks, [[top, 0], [left, bottom]].
+"""Lower triangles of up to 256 rows kept as a grid of blocks.
 
 Putting a batch of matrices together, and taking it apart again, costs as much as a product
 of small matrices. So a chain of products is carried out on the blocks, and only its result
@@ -7,103 +7,161 @@ is put together. Every block is evaluated once, in one loop of its own.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from kljax import linalg
-from kljax.linalg import LEAF, matmul, settled
+from kljax.linalg import settled
+
+MOST = 256
+
+# Row i has the blocks 0 to i.
+Lower = list[list[Array]]
 
 
-class Halves(NamedTuple):
-    """The rows of a matrix, `LEAF` of them and the rest."""
-
-    top: Array
-    bottom: Array
-
-
-def halves(x: Array) -> Halves:
-    return Halves(x[:LEAF], x[LEAF:])
+def _starts(size: int) -> range:
+    """The first rows of the blocks: two of 8, 16 or 32 rows, or more of 64."""
+    step = min(linalg.first_half(size), linalg.WIDE)
+    return range(0, size, step)
 
 
-class Lower(NamedTuple):
-    """A lower triangular matrix of more than `LEAF` and at most twice as many rows."""
-
-    top: Array
-    left: Array
-    bottom: Array
+def parts(x: Array) -> list[Array]:
+    """The rows of a matrix, or the numbers of a vector, by blocks."""
+    starts = _starts(x.shape[0])
+    return [x[i : i + starts.step] for i in starts]
 
 
 def lower(matrix: Array) -> Lower:
-    """The blocks of a matrix; what is above its diagonal is not read."""
-    return Lower(
-        settled(jnp.tril(matrix[:LEAF, :LEAF])),
-        settled(matrix[LEAF:, :LEAF]),
-        settled(jnp.tril(matrix[LEAF:, LEAF:])),
-    )
-
-
-def inverse(matrix: Array) -> Lower:
-    """Of a matrix of which the lower triangle is read."""
-    top = linalg.inverse_lower(matrix[:LEAF, :LEAF])
-    bottom = linalg.inverse_lower(matrix[LEAF:, LEAF:])
-    across = settled(matmul(matrix[LEAF:, :LEAF], top))
-    return Lower(top, settled(-matmul(bottom, across)), bottom)
-
-
-def product(a: Lower, b: Lower) -> Lower:
-    """A b."""
-    return Lower(
-        settled(matmul(a.top, b.top)),
-        settled(matmul(a.left, b.top) + matmul(a.bottom, b.left)),
-        settled(matmul(a.bottom, b.bottom)),
-    )
-
-
-def transposed_product(a: Lower, b: Lower) -> Lower:
-    """The lower triangle of a^T b."""
-    return Lower(
-        settled(jnp.tril(matmul(a.top.T, b.top) + matmul(a.left.T, b.left))),
-        settled(matmul(a.bottom.T, b.left)),
-        settled(jnp.tril(matmul(a.bottom.T, b.bottom))),
-    )
-
-
-def product_transposed(a: Lower, b: Lower) -> Lower:
-    """The lower triangle of a b^T."""
-    top, left, bottom = (settled(x.T) for x in b)
-    return Lower(
-        settled(jnp.tril(matmul(a.top, top))),
-        settled(matmul(a.left, top)),
-        settled(jnp.tril(matmul(a.left, left) + matmul(a.bottom, bottom))),
-    )
-
-
-def times(a: Lower, x: Halves) -> Halves:
-    """A x, for few columns."""
-    return Halves(
-        settled(matmul(a.top, x.top)),
-        settled(matmul(a.left, x.top) + matmul(a.bottom, x.bottom)),
-    )
-
-
-def transposed_times(a: Lower, x: Halves) -> Halves:
-    """A^T x, for few columns."""
-    return Halves(
-        settled(matmul(a.top.T, x.top) + matmul(a.left.T, x.bottom)),
-        settled(matmul(a.bottom.T, x.bottom)),
-    )
-
-
-def replace_diagonal(a: Lower, values: Array) -> Lower:
-    return Lower(
-        settled(linalg.replace_diagonal(a.top, values[:LEAF])),
-        a.left,
-        settled(linalg.replace_diagonal(a.bottom, values[LEAF:])),
-    )
+    """The blocks of a lower triangular matrix; those on the diagonal are read again often."""
+    step = _starts(matrix.shape[0]).step
+    rows = parts(matrix)
+    return [
+        [
+            *(row[:, j * step : (j + 1) * step] for j in range(i)),
+            settled(row[:, i * step : (i + 1) * step]),
+        ]
+        for i, row in enumerate(rows)
+    ]
 
 
 def together(a: Lower) -> Array:
     """The matrix."""
-    return linalg.from_blocks(*a)
+    if len(a) == 2:
+        return linalg.from_blocks(a[0][0], *a[1])
+    size = sum(x.shape[0] for x, *_ in a)
+    rows = [jnp.concatenate(row, axis=1) for row in a]
+    return jnp.concatenate([jnp.pad(x, ((0, 0), (0, size - x.shape[1]))) for x in rows])
+
+
+def replace_diagonal(a: Lower, values: Array) -> Lower:
+    return [
+        [*left, settled(linalg.replace_diagonal(on, v))]
+        for (*left, on), v in zip(a, parts(values), strict=True)
+    ]
+
+
+def squares_below(a: Lower) -> Array:
+    """The sum of squares strictly below the diagonal."""
+    return sum_of_squares([x for *left, on in a for x in (*left, linalg.strict_lower(on))])
+
+
+def sum_of_squares(x: Sequence[Array]) -> Array:
+    total = jnp.zeros((), x[0].dtype)
+    for part in x:
+        total = total + jnp.sum(part * part)
+    return total
+
+
+class Divisor(NamedTuple):
+    """A lower triangle to be divided by: the inverses of its diagonal blocks, and the rest."""
+
+    inverses: list[Array]
+    left: list[list[Array]]
+
+
+def divisor(matrix: Array) -> Divisor:
+    """Of a matrix of which the lower triangle is read."""
+    step = _starts(matrix.shape[0]).step
+    left = [row[:-1] for row in lower(matrix)]
+    return Divisor(linalg.inverses_on_diagonal(matrix, step), left)
+
+
+def quotient(a: Divisor, b: Lower) -> Lower:
+    """A^-1 b."""
+    columns = [_solve(a, [row[j] for row in b[j:]], j) for j in range(len(b))]
+    return [[columns[j][i - j] for j in range(i + 1)] for i in range(len(b))]
+
+
+def solve(a: Divisor, b: list[Array]) -> list[Array]:
+    """A^-1 b, for b in parts."""
+    return _solve(a, b, 0)
+
+
+def _solve(a: Divisor, b: list[Array], start: int) -> list[Array]:
+    """A^-1 b from block `start` on, above which b is zero."""
+    x: list[Array] = []
+    for i, rest in enumerate(b, start=start):
+        rest = _less(rest, zip(a.left[i][start:], x, strict=True))
+        x.append(_product(a.inverses[i], rest))
+    return x
+
+
+def quotient_transposed(a: Divisor, b: Lower) -> Lower:
+    """The lower triangle of a^-T b."""
+    a = _transposed(a)
+    columns = [_solve_transposed(a, [row[j] for row in b[j:]]) for j in range(len(b))]
+    rows = [[columns[j][i - j] for j in range(i + 1)] for i in range(len(b))]
+    return [[*left, settled(jnp.tril(on))] for *left, on in rows]
+
+
+def solve_transposed(a: Divisor, b: list[Array]) -> list[Array]:
+    """A^-T b, for b in parts."""
+    return _solve_transposed(_transposed(a), b)
+
+
+def _transposed(a: Divisor) -> Divisor:
+    """Its blocks transposed, each in its place."""
+    return Divisor(
+        [settled(x.T) for x in a.inverses], [[settled(x.T) for x in row] for row in a.left]
+    )
+
+
+def _solve_transposed(a: Divisor, b: list[Array]) -> list[Array]:
+    """The last blocks of the solution, as many as b has, by transposed blocks."""
+    x: list[Array] = []
+    first = len(a.inverses) - len(b)
+    for i in reversed(range(len(b))):
+        below = [a.left[l][first + i] for l in range(first + i + 1, len(a.inverses))]
+        rest = _less(b[i], zip(below, x, strict=True))
+        x.insert(0, _product(a.inverses[first + i], rest))
+    return x
+
+
+def product_transposed(a: Lower, b: Lower) -> Lower:
+    """The lower triangle of a b^T."""
+    b = [[settled(x.T) for x in row] for row in b]
+
+    def block(i: int, j: int) -> Array:
+        total = linalg.matmul(a[i][0], b[j][0])
+        for l in range(1, j + 1):
+            total = total + linalg.matmul(a[i][l], b[j][l])
+        return settled(jnp.tril(total) if i == j else total)
+
+    return [[block(i, j) for j in range(i + 1)] for i in range(len(a))]
+
+
+def _less(rest: Array, pairs: Iterable[tuple[Array, Array]]) -> Array:
+    """What is left of a block when products are subtracted from it."""
+    total = rest
+    for a, b in pairs:
+        total = total - linalg.matmul(a, b)
+    return rest if total is rest else settled(total)
+
+
+def _product(a: Array, b: Array) -> Array:
+    """A b; what is written out is settled."""
+    product = linalg.matmul(a, b)
+    return settled(product) if a.shape[1] <= linalg.WRITTEN_OUT else product

@@ -41,7 +41,8 @@ def _not_lower_triangular(x: Array) -> Array:
     """One answer for the matrix: an entry above the diagonal, or a diagonal not positive."""
     size = x.shape[0]
     if size > linalg.LEAF:
-        return jnp.any(jnp.triu(x, 1) != 0) | ~jnp.all(linalg.diagonal(x) > 0)
+        on = linalg.settled(linalg.diagonal(x))
+        return linalg.any_entry(jnp.triu(x, 1) != 0) | ~jnp.all(on > 0)
     # Written out, so that it is one loop with a small matrix's divergence.
     found = jnp.zeros((), bool)
     for i in range(size):
@@ -68,7 +69,8 @@ def _not_symmetric(x: Array) -> Array:
     if size > linalg.LEAF:
         inverse = 1 / jnp.abs(linalg.diagonal(x))
         gap = x - x.T
-        return jnp.any((gap * inverse[:, None]) * (gap * inverse[None, :]) > 1e-6)
+        relative = (gap * inverse[:, None]) * (gap * inverse[None, :])
+        return linalg.any_entry(relative > 1e-6)
     inverses = [1 / jnp.abs(x[i, i]) for i in range(size)]
     found = jnp.zeros((), bool)
     for i in range(size):

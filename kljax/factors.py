@@ -10,7 +10,8 @@ The gradient needs one more solve and one product, on lower triangles alone:
     by Q: W,   by P: -(W M^T + s y^T),   by delta: s = P^-T y.
 
 (Own arrangement. Only lower triangles of W and W M^T are asked for, and those of W suffice
-for both.) Small matrices are written out on their scalars, which XLA makes one loop of.
+for both.) Small matrices are written out on their scalars, which XLA makes one loop of,
+larger ones are divided into blocks.
 """
 
 from __future__ import annotations
@@ -40,10 +41,14 @@ class Groups(NamedTuple):
 @jax.custom_jvp
 def groups(q: Array, p: Array, delta: Array) -> Groups:
     """Dispersion and location, from lower triangular factors (k, k) and delta (k,)."""
-    if 0 < p.shape[0] <= WRITTEN_OUT:
+    size = p.shape[0]
+    if 0 < size <= WRITTEN_OUT:
         return _written_out(q, p, delta)
-    e, y = _whitened(q, p, delta)
-    return _from_whitened(q, p, e, y)
+    if 0 < size <= blocks.MOST:
+        e, y = _whitened_blocks(blocks.divisor(p), q - p, delta)
+        return _of_blocks(q, p, e, y)
+    e, y = _whitened(linalg.Triangle(p), q - p, delta)
+    return _of_whitened(q, p, e, y)
 
 
 def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
@@ -53,19 +58,11 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     ratio, difference = _diagonal_ratio(q, p)
     # r - 1/r = (r - 1) (1 + 1/r), also where r is almost 1
     slope_on = settled(difference * (1 + 1 / ratio))
-    ratio = settled(ratio)
-    if linalg.LEAF < size <= 2 * linalg.LEAF:
-        y, w, by_p, s = _slopes_of_blocks(q, p, delta, ratio, slope_on)
-        value = groups(q, p, delta)
-    else:
-        triangle = linalg.Triangle(p)
-        e, y = _whitened(q, p, delta)
-        w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
-        by_p = jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
-        s = triangle.solve_transposed(y)
-        written_out = 0 < size <= WRITTEN_OUT
-        value = groups(q, p, delta) if written_out else _from_whitened(q, p, e, y)
-    change = inner(lambda: w, dq) - inner(lambda: by_p, dp)
+    of = _slopes_of_blocks if linalg.LEAF < size <= blocks.MOST else _slopes
+    slopes = of(q, p, delta, settled(ratio), slope_on)
+    value = groups(*primals) if 0 < size <= WRITTEN_OUT else slopes.value
+    y, s = slopes.y, slopes.by_delta
+    change = inner(lambda: slopes.by_q, dq) - inner(lambda: slopes.by_p, dp)
     moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
     return value, Groups(change, moved)
 
@@ -80,24 +77,61 @@ def inner(gradient: Callable[[], Array], tangent: Any) -> Array:
     return jnp.sum(gradient() * tangent)
 
 
+class _Slopes(NamedTuple):
+    """The groups and y, W, the lower triangle of W M^T, and s."""
+
+    value: Groups
+    y: Array
+    by_q: Array
+    by_p: Array
+    by_delta: Array
+
+
+def _slopes(q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array) -> _Slopes:
+    triangle = linalg.Triangle(p)
+    e, y = _whitened(triangle, q - p, delta)
+    w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
+    by_p = jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
+    return _Slopes(_of_whitened(q, p, e, y), y, w, by_p, triangle.solve_transposed(y))
+
+
+def _whitened(triangle: linalg.Triangle, b: Array, delta: Array) -> tuple[Array, Array]:
+    """E, strictly below its diagonal, and y as a column."""
+    return triangle.quotient_below(b), triangle.solve(delta[:, None])
+
+
+def _of_whitened(q: Array, p: Array, e: Array, y: Array) -> Groups:
+    return Groups(_on_diagonal(q, p) + 0.5 * jnp.sum(e * e), 0.5 * jnp.sum(y * y))
+
+
 def _slopes_of_blocks(
     q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array
-) -> tuple[Array, Array, Array, Array]:
-    """Y, W, W M^T and s by the inverse of P, all in blocks."""
-    inverse = blocks.inverse(p)
-    e = blocks.product(inverse, blocks.lower(q - p))
-    y = blocks.times(inverse, blocks.halves(delta[:, None]))
-    w = blocks.transposed_product(inverse, blocks.replace_diagonal(e, slope_on))
+) -> _Slopes:
+    """The same for small matrices."""
+    divisor = blocks.divisor(p)
+    e, y = _whitened_blocks(divisor, q - p, delta)
+    w = blocks.quotient_transposed(divisor, blocks.replace_diagonal(e, slope_on))
     by_p = blocks.product_transposed(w, blocks.replace_diagonal(e, ratio))
-    s = blocks.transposed_times(inverse, y)
-    y, s = jnp.concatenate(y), jnp.concatenate(s)
-    return y, blocks.together(w), blocks.together(by_p), s
+    return _Slopes(
+        _of_blocks(q, p, e, y),
+        jnp.concatenate(y),
+        blocks.together(w),
+        blocks.together(by_p),
+        jnp.concatenate(blocks.solve_transposed(divisor, y)),
+    )
 
 
-def _whitened(q: Array, p: Array, delta: Array) -> tuple[Array, Array]:
-    """E, strictly below its diagonal, and y as a column."""
-    triangle = linalg.Triangle(p)
-    return triangle.quotient_below(q - p), triangle.solve(delta[:, None])
+def _whitened_blocks(
+    divisor: blocks.Divisor, b: Array, delta: Array
+) -> tuple[blocks.Lower, list[Array]]:
+    """E and y."""
+    parts = blocks.parts(delta[:, None])
+    return blocks.quotient(divisor, blocks.lower(b)), blocks.solve(divisor, parts)
+
+
+def _of_blocks(q: Array, p: Array, e: blocks.Lower, y: list[Array]) -> Groups:
+    squares = blocks.squares_below(e)
+    return Groups(_on_diagonal(q, p) + 0.5 * squares, 0.5 * blocks.sum_of_squares(y))
 
 
 def _diagonal_ratio(q: Array, p: Array) -> tuple[Array, Array]:
@@ -106,9 +140,10 @@ def _diagonal_ratio(q: Array, p: Array) -> tuple[Array, Array]:
     return special.over(on_q, on_p), special.excess(on_q, on_p)
 
 
-def _from_whitened(q: Array, p: Array, e: Array, y: Array) -> Groups:
-    on = coordinates.dispersion(Scale(linalg.diagonal(q)), Scale(linalg.diagonal(p)))
-    return Groups(jnp.sum(on) + 0.5 * jnp.sum(e * e), 0.5 * jnp.sum(y * y))
+def _on_diagonal(q: Array, p: Array) -> Array:
+    """The sum of h(r) of the diagonals."""
+    on_q, on_p = (Scale(settled(linalg.diagonal(x))) for x in (q, p))
+    return jnp.sum(coordinates.dispersion(on_q, on_p))
 
 
 # ---- on scalars -----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,6 +66,40 @@ def test_largest_factors_are_divided_by(size, ratio):
     )
     expected = size * ((ratio**2 - 1) / 2 - math.log(ratio))
     np.testing.assert_allclose(kljax.kl_divergence(q, p), expected, rtol=1e-5)
+
+
+@pytest.mark.light
+@pytest.mark.parametrize("size", [9, 20, 33, 50, 64, 150, 260])
+def test_factors_of_every_arrangement(size):
+    """Values and gradients by the textbook's formulas in float64."""
+    rng = rng_for("arrangement", size)
+    q, p = (
+        np.diag(rng.uniform(0.8, 1.2, size)) + np.tril(rng.normal(size=(size, size)), -1) / size
+        for _ in range(2)
+    )
+    q, p, delta = (np.float64(np.float32(x)) for x in (q, p, rng.normal(size=size)))
+
+    def kl(q, p, delta):
+        prior = kljax.MultivariateNormal(jnp.zeros(size), scale_tril=p)
+        return kljax.kl_divergence(kljax.MultivariateNormal(delta, scale_tril=q), prior)
+
+    value, slopes = jax.jit(jax.value_and_grad(kl, (0, 1, 2)))(
+        *(jnp.asarray(x, jnp.float32) for x in (q, p, delta))
+    )
+    precision = np.linalg.inv(p @ p.T)
+    trace, square = np.trace(precision @ q @ q.T), delta @ precision @ delta
+    log_ratio = 2 * np.sum(np.log(np.diagonal(p) / np.diagonal(q)))
+    moment = q @ q.T + np.outer(delta, delta)
+    want = (
+        np.tril(precision @ q) - np.diag(1 / np.diagonal(q)),
+        np.diag(1 / np.diagonal(p)) - np.tril(precision @ moment @ precision @ p),
+        precision @ delta,
+    )
+    np.testing.assert_allclose(value, (trace - size + log_ratio + square) / 2, rtol=2e-6)
+    for got, expected in zip(slopes, want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=0, atol=4e-6 * np.abs(expected).max())
+    stacked = jax.vmap(kl)(*(jnp.float32(np.stack([x, x])) for x in (q, p, delta)))
+    np.testing.assert_allclose(stacked, value, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [8, 9, 33])
