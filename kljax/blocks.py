@@ -58,7 +58,7 @@ def together(a: Lower) -> Array:
 
 def replace_diagonal(a: Lower, values: Array) -> Lower:
     return [
-        [*left, settled(linalg.replace_diagonal(on, v))]
+        [*left, linalg.replace_diagonal(on, v)]
         for (*left, on), v in zip(a, parts(values), strict=True)
     ]
 

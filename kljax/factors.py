@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
 from kljax import blocks, coordinates, linalg, special
@@ -58,13 +58,13 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     ratio, difference = _diagonal_ratio(q, p)
     # r - 1/r = (r - 1) (1 + 1/r), also where r is almost 1
     slope_on = settled(difference * (1 + 1 / ratio))
-    of = _slopes_of_blocks if linalg.LEAF < size <= blocks.MOST else _slopes
+    of = _slopes_of_rows if 0 < size <= linalg.LEAF else _slopes_of_blocks
+    of = _slopes if size > blocks.MOST else of
     slopes = of(q, p, delta, settled(ratio), slope_on)
-    value = groups(*primals) if 0 < size <= WRITTEN_OUT else slopes.value
     y, s = slopes.y, slopes.by_delta
     change = inner(lambda: slopes.by_q, dq) - inner(lambda: slopes.by_p, dp)
     moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
-    return value, Groups(change, moved)
+    return slopes.value, Groups(change, moved)
 
 
 groups.defjvp(_groups_jvp, symbolic_zeros=True)
@@ -78,7 +78,7 @@ def inner(gradient: Callable[[], Array], tangent: Any) -> Array:
 
 
 class _Slopes(NamedTuple):
-    """The groups and y, W, the lower triangle of W M^T, and s."""
+    """The groups, and y, W, the lower triangle of W M^T, and s."""
 
     value: Groups
     y: Array
@@ -93,6 +93,30 @@ def _slopes(q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array) -> 
     w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
     by_p = jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
     return _Slopes(_of_whitened(q, p, e, y), y, w, by_p, triangle.solve_transposed(y))
+
+
+def _slopes_of_rows(
+    q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array
+) -> _Slopes:
+    """The same for matrices of few rows, with one loop a solve.
+
+    Of the last column of E and W only the diagonal is asked for, which needs no solve. So
+    delta and y take its place, and y and s cost nothing.
+    """
+    row, column = (lax.broadcasted_iota(jnp.int32, p.shape, i) for i in (0, 1))
+    last = p.shape[0] - 1
+
+    def with_slopes(e: Array) -> Array:
+        return jnp.where((row == column) & (row < last), slope_on[None, :], e)
+
+    b = jnp.where(column == last, delta[:, None], q - p)
+    g = linalg.substitute_rows(p, b, with_slopes)
+    w = linalg.substitute_rows_transposed(p, g)
+    corner = slope_on[last] / p[last, last]
+    by_q = jnp.where((row == last) & (column == last), corner, jnp.tril(w))
+    product = linalg.matmul(w[:, :last], linalg.strict_lower(g)[:, :last].T)
+    by_p = jnp.tril(product + by_q * ratio[None, :])
+    return _Slopes(groups(q, p, delta), g[:, last:], by_q, by_p, w[:, last:])
 
 
 def _whitened(triangle: linalg.Triangle, b: Array, delta: Array) -> tuple[Array, Array]:

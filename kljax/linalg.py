@@ -240,21 +240,21 @@ class Triangle:
     def _solve_leaf(self, b: Array, low: int, high: int, keep: _Keep = _all) -> Array:
         if self._leaf == WIDE:
             return keep(matmul(self._inverses[low // WIDE], b))
-        return _substitute(self.matrix[low:high, low:high], b, keep)
+        return substitute_rows(self.matrix[low:high, low:high], b, keep)
 
     def _solve_leaf_transposed(
         self, b: Array, low: int, high: int, keep: _Keep = _all
     ) -> Array:
         if self._leaf == WIDE:
             return keep(matmul(self._inverses[low // WIDE].T, b))
-        return _substitute_transposed(self.matrix[low:high, low:high], b, keep)
+        return substitute_rows_transposed(self.matrix[low:high, low:high], b, keep)
 
 
 def inverse_lower(lower: Array) -> Array:
     """lower^-1."""
     size = lower.shape[0]
     if size <= LEAF:
-        return _substitute(lower, jnp.eye(size, dtype=lower.dtype))
+        return substitute_rows(lower, jnp.eye(size, dtype=lower.dtype))
     half = first_half(size)
     top, bottom = inverse_lower(lower[:half, :half]), inverse_lower(lower[half:, half:])
     left = matmul(bottom, settled(matmul(lower[half:, :half], top)))
@@ -321,7 +321,7 @@ def _pad_identity(a: Array, size: int) -> Array:
     return jnp.pad(a, ((0, extra), (0, extra))) + on_diagonal(ones)
 
 
-def _substitute(lower: Array, b: Array, keep: _Keep = _all) -> Array:
+def substitute_rows(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     """lower^-1 b, row by row."""
     over = Divisor(diagonal(lower))
     rows: list[Array] = []
@@ -333,7 +333,7 @@ def _substitute(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     return settled(keep(_from_rows(rows))) if rows else b
 
 
-def _substitute_transposed(lower: Array, b: Array, keep: _Keep = _all) -> Array:
+def substitute_rows_transposed(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     """lower^-T b, row by row from the last."""
     over = Divisor(diagonal(lower))
     rows: list[Array] = []
