@@ -49,11 +49,25 @@ def lower(matrix: Array) -> Lower:
 
 def together(a: Lower) -> Array:
     """The matrix."""
+    if len(a) == 1:
+        return a[0][0]
     if len(a) == 2:
         return linalg.from_blocks(a[0][0], *a[1])
     size = sum(x.shape[0] for x, *_ in a)
     rows = [jnp.concatenate(row, axis=1) for row in a]
     return jnp.concatenate([jnp.pad(x, ((0, 0), (0, size - x.shape[1]))) for x in rows])
+
+
+def difference(a: Lower, b: Lower) -> Lower:
+    """A - b."""
+    return [
+        [settled(x - y) for x, y in zip(*rows, strict=True)] for rows in zip(a, b, strict=True)
+    ]
+
+
+def diagonal(a: Lower) -> Array:
+    """The diagonal."""
+    return jnp.concatenate([linalg.diagonal(on) for *_, on in a])
 
 
 def replace_diagonal(a: Lower, values: Array) -> Lower:
@@ -87,6 +101,24 @@ def divisor(matrix: Array) -> Divisor:
     step = _starts(matrix.shape[0]).step
     left = [row[:-1] for row in lower(matrix)]
     return Divisor(linalg.inverses_on_diagonal(matrix, step), left)
+
+
+def cholesky(a: Lower) -> tuple[Lower, Divisor]:
+    """The factor C of C C^T = a, and what divides by it; a is symmetric."""
+    factor: Lower = []
+    transposed: list[list[Array]] = []
+    inverses: list[Array] = []
+    for *left, on in a:
+        row: list[Array] = []
+        for j, block in enumerate(left):
+            rest = _less(block, zip(row, transposed[j], strict=True))
+            row.append(_product(rest, settled(inverses[j].T)))
+        across = [settled(x.T) for x in row]
+        root = linalg.cholesky(_less(on, zip(row, across, strict=True)))
+        factor.append([*row, root])
+        transposed.append(across)
+        inverses.append(linalg.inverse_lower(root))
+    return factor, Divisor(inverses, [row[:-1] for row in factor])
 
 
 def quotient(a: Divisor, b: Lower) -> Lower:

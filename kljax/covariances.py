@@ -13,13 +13,14 @@ with it. (Own arrangement of Kullback 1959.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import factors, linalg, special
+from kljax import blocks, factors, linalg, special
 from kljax._batches import where_needed
 from kljax.factors import Groups, inner
 from kljax.linalg import Divisor, settled
@@ -40,12 +41,22 @@ def groups(a: Array, b: Array, delta: Array) -> Groups:
     if 0 < b.shape[0] <= WRITTEN_OUT:
         return _written_out(_Symmetric(a), _Symmetric(b), delta)
     a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
-    factor = linalg.cholesky(b)
-    far = factors.groups(linalg.cholesky(a), factor, delta)
+    far, factor = _far(a, b, delta)
     near = far.dispersion < NEAR_DISPERSION
     return far._replace(
-        dispersion=where_needed(near, lambda: _near(a - b, factor), far.dispersion)
+        dispersion=where_needed(near, lambda: _near(a - b, factor()), far.dispersion)
     )
+
+
+def _far(a: Array, b: Array, delta: Array) -> tuple[Groups, Callable[[], Array]]:
+    """The groups from both factors, and that of b."""
+    if 0 < b.shape[0] <= blocks.MOST:
+        of_a, _ = blocks.cholesky(blocks.lower(a))
+        of_b, divisor = blocks.cholesky(blocks.lower(b))
+        far = factors.groups_of_blocks(of_a, of_b, divisor, delta)
+        return far, lambda: blocks.together(of_b)
+    factor = linalg.cholesky(b)
+    return factors.groups(linalg.cholesky(a), factor, delta), lambda: factor
 
 
 def _near(difference: Array, factor: Array) -> Array:
@@ -63,16 +74,16 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     a, b, delta = primals
     da, db, ddelta = tangents
     a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
-    inverse = _inverse_factor(b)
-    slope = _solve(inverse, delta[:, None])
+    divide = _division(b)
+    slope = divide(delta[:, None])
     # (A - B) B^-1, of which B^-1 (A - B) B^-1 and A^-1 (A - B) B^-1 are one more solve.
-    quotient = settled(_solve(inverse, settled(a - b)).T)
+    quotient = settled(divide(settled(a - b)).T)
 
     def by_a() -> Array:
-        return 0.5 * linalg.symmetrize(_solve(_inverse_factor(a), quotient))
+        return 0.5 * linalg.symmetrize(_division(a)(quotient))
 
     def by_b() -> Array:
-        return 0.5 * linalg.symmetrize(_solve(inverse, quotient))
+        return 0.5 * linalg.symmetrize(divide(quotient))
 
     change = inner(by_a, da) - inner(by_b, db)
     moved = inner(lambda: slope[:, 0], ddelta) - inner(lambda: 0.5 * slope * slope.T, db)
@@ -82,14 +93,23 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
 groups.defjvp(_groups_jvp, symbolic_zeros=True)
 
 
-def _inverse_factor(a: Array) -> Array:
-    """C^-1 for a = C C^T."""
-    return settled(linalg.inverse_lower(linalg.cholesky(a)))
+def _division(a: Array) -> Callable[[Array], Array]:
+    """The function b -> a^-1 b, for positive definite a."""
+    if linalg.LEAF < a.shape[0] <= blocks.MOST:
+        _, divisor = blocks.cholesky(blocks.lower(a))
 
+        def by_blocks(b: Array) -> Array:
+            half = blocks.solve(divisor, blocks.parts(b))
+            return settled(jnp.concatenate(blocks.solve_transposed(divisor, half)))
 
-def _solve(inverse: Array, b: Array) -> Array:
-    """(C C^T)^-1 b, by C^-1."""
-    return settled(linalg.matmul(inverse.T, settled(linalg.matmul(inverse, b))))
+        return by_blocks
+
+    inverse = settled(linalg.inverse_lower(linalg.cholesky(a)))
+
+    def by_inverse(b: Array) -> Array:
+        return settled(linalg.matmul(inverse.T, settled(linalg.matmul(inverse, b))))
+
+    return by_inverse
 
 
 # ---- on scalars -----------------------------------------------------------------------------

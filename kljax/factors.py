@@ -45,8 +45,8 @@ def groups(q: Array, p: Array, delta: Array) -> Groups:
     if 0 < size <= WRITTEN_OUT:
         return _written_out(q, p, delta)
     if 0 < size <= blocks.MOST:
-        e, y = _whitened_blocks(blocks.divisor(p), q - p, delta)
-        return _of_blocks(q, p, e, y)
+        e, y = _whitened_blocks(blocks.divisor(p), blocks.lower(q - p), delta)
+        return _of_blocks(_on_diagonal(q, p), e, y)
     e, y = _whitened(linalg.Triangle(p), q - p, delta)
     return _of_whitened(q, p, e, y)
 
@@ -58,9 +58,10 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     ratio, difference = _diagonal_ratio(q, p)
     # r - 1/r = (r - 1) (1 + 1/r), also where r is almost 1
     slope_on = settled(difference * (1 + 1 / ratio))
-    of = _slopes_of_rows if 0 < size <= linalg.LEAF else _slopes_of_blocks
-    of = _slopes if size > blocks.MOST else of
-    slopes = of(q, p, delta, settled(ratio), slope_on)
+    arrangement = _slopes
+    if 0 < size <= blocks.MOST:
+        arrangement = _slopes_of_rows if size <= linalg.LEAF else _slopes_of_blocks
+    slopes = arrangement(q, p, delta, settled(ratio), slope_on)
     y, s = slopes.y, slopes.by_delta
     change = inner(lambda: slopes.by_q, dq) - inner(lambda: slopes.by_p, dp)
     moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
@@ -95,9 +96,7 @@ def _slopes(q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array) -> 
     return _Slopes(_of_whitened(q, p, e, y), y, w, by_p, triangle.solve_transposed(y))
 
 
-def _slopes_of_rows(
-    q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array
-) -> _Slopes:
+def _slopes_of_rows(q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array) -> _Slopes:
     """The same for matrices of few rows, with one loop a solve.
 
     Of the last column of E and W only the diagonal is asked for, which needs no solve. So
@@ -133,11 +132,11 @@ def _slopes_of_blocks(
 ) -> _Slopes:
     """The same for small matrices."""
     divisor = blocks.divisor(p)
-    e, y = _whitened_blocks(divisor, q - p, delta)
+    e, y = _whitened_blocks(divisor, blocks.lower(q - p), delta)
     w = blocks.quotient_transposed(divisor, blocks.replace_diagonal(e, slope_on))
     by_p = blocks.product_transposed(w, blocks.replace_diagonal(e, ratio))
     return _Slopes(
-        _of_blocks(q, p, e, y),
+        _of_blocks(_on_diagonal(q, p), e, y),
         jnp.concatenate(y),
         blocks.together(w),
         blocks.together(by_p),
@@ -145,17 +144,25 @@ def _slopes_of_blocks(
     )
 
 
+def groups_of_blocks(
+    q: blocks.Lower, p: blocks.Lower, divisor: blocks.Divisor, delta: Array
+) -> Groups:
+    """Dispersion and location from factors in blocks and division by that of p."""
+    e, y = _whitened_blocks(divisor, blocks.difference(q, p), delta)
+    return _of_blocks(_dispersion_on(blocks.diagonal(q), blocks.diagonal(p)), e, y)
+
+
 def _whitened_blocks(
-    divisor: blocks.Divisor, b: Array, delta: Array
+    divisor: blocks.Divisor, b: blocks.Lower, delta: Array
 ) -> tuple[blocks.Lower, list[Array]]:
     """E and y."""
     parts = blocks.parts(delta[:, None])
-    return blocks.quotient(divisor, blocks.lower(b)), blocks.solve(divisor, parts)
+    return blocks.quotient(divisor, b), blocks.solve(divisor, parts)
 
 
-def _of_blocks(q: Array, p: Array, e: blocks.Lower, y: list[Array]) -> Groups:
+def _of_blocks(on: Array, e: blocks.Lower, y: list[Array]) -> Groups:
     squares = blocks.squares_below(e)
-    return Groups(_on_diagonal(q, p) + 0.5 * squares, 0.5 * blocks.sum_of_squares(y))
+    return Groups(on + 0.5 * squares, 0.5 * blocks.sum_of_squares(y))
 
 
 def _diagonal_ratio(q: Array, p: Array) -> tuple[Array, Array]:
@@ -165,9 +172,13 @@ def _diagonal_ratio(q: Array, p: Array) -> tuple[Array, Array]:
 
 
 def _on_diagonal(q: Array, p: Array) -> Array:
-    """The sum of h(r) of the diagonals."""
-    on_q, on_p = (Scale(settled(linalg.diagonal(x))) for x in (q, p))
-    return jnp.sum(coordinates.dispersion(on_q, on_p))
+    """The sum of h(r)."""
+    return _dispersion_on(linalg.diagonal(q), linalg.diagonal(p))
+
+
+def _dispersion_on(q: Array, p: Array) -> Array:
+    """The same from diagonals."""
+    return jnp.sum(coordinates.dispersion(Scale(settled(q)), Scale(settled(p))))
 
 
 # ---- on scalars -----------------------------------------------------------------------------

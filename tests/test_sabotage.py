@@ -47,8 +47,9 @@ def _forgotten_dimension_of_factors(q, p, right=factors.dispersions):
     return right(q, p) + 0.5 * len(q)
 
 
-def _nothing(a, _):
-    return 0 * a
+def _without_prior(*arguments, of=factors._slopes_of_rows):
+    slopes = of(*arguments)
+    return slopes._replace(by_p=0 * slopes.by_p)
 
 
 def _transposed(lower, b):
@@ -111,7 +112,7 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
     ),
     "gradient without a term, factors": (
         FACTORS,
-        [(linalg, "lower_product_transposed", _nothing)],
+        [(factors, "_slopes_of_rows", _without_prior)],
         {"gradient"},
     ),
     "near for far, covariances": (
