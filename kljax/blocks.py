@@ -1,4 +1,4 @@
-"""Lower triangles of up to 256 rows kept as a grid of blocks.
+"""Lower triangles kept as a grid of blocks.
 
 Putting a batch of matrices together, and taking it apart again, costs as much as a product
 of small matrices. So a chain of products is carried out on the blocks, and only its result
@@ -16,15 +16,19 @@ from jax import Array
 from kljax import linalg
 from kljax.linalg import settled
 
-MOST = 256
+# Rows of the largest matrix for which this is the fastest way, and of its blocks.
+MOST = 1024
+_MANY = 256
 
 # Row i has the blocks 0 to i.
 Lower = list[list[Array]]
 
 
 def _starts(size: int) -> range:
-    """The first rows of the blocks: two of 8, 16 or 32 rows, or more of 64."""
-    step = min(linalg.first_half(size), linalg.WIDE)
+    """The first rows of the blocks: up to four of 64 or of 256, or else two."""
+    step = linalg.first_half(size)
+    if size <= MOST:
+        step = min(step, linalg.WIDE if size <= _MANY else _MANY)
     return range(0, size, step)
 
 
@@ -45,6 +49,19 @@ def lower(matrix: Array) -> Lower:
         ]
         for i, row in enumerate(rows)
     ]
+
+
+def mirrored(matrix: Array) -> list[list[tuple[Array, Array]]]:
+    """Every block on and below the diagonal, with the transpose of its mirror image."""
+    columns = [[x.T for x in parts(row.T)] for row in parts(matrix)]
+    return [
+        [(columns[i][j], columns[j][i].T) for j in range(i + 1)] for i in range(len(columns))
+    ]
+
+
+def symmetric(matrix: Array) -> Lower:
+    """The lower blocks of the symmetric part of a matrix."""
+    return [[settled(0.5 * x + 0.5 * y) for x, y in row] for row in mirrored(matrix)]
 
 
 def together(a: Lower) -> Array:
@@ -114,11 +131,16 @@ def cholesky(a: Lower) -> tuple[Lower, Divisor]:
             rest = _less(block, zip(row, transposed[j], strict=True))
             row.append(_product(rest, settled(inverses[j].T)))
         across = [settled(x.T) for x in row]
-        root = linalg.cholesky(_less(on, zip(row, across, strict=True)))
+        root = _root(_less(on, zip(row, across, strict=True)))
         factor.append([*row, root])
         transposed.append(across)
         inverses.append(linalg.inverse_lower(root))
     return factor, Divisor(inverses, [row[:-1] for row in factor])
+
+
+def _root(a: Array) -> Array:
+    """The factor of a block."""
+    return linalg.cholesky(a) if a.shape[0] <= linalg.WIDE else together(cholesky(lower(a))[0])
 
 
 def quotient(a: Divisor, b: Lower) -> Lower:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import linalg
+from kljax import blocks, linalg
 
 
 class Constraint(NamedTuple):
@@ -68,9 +68,14 @@ def _not_symmetric(x: Array) -> Array:
     size = x.shape[0]
     if size > linalg.LEAF:
         inverse = 1 / jnp.abs(linalg.diagonal(x))
-        gap = x - x.T
-        relative = (gap * inverse[:, None]) * (gap * inverse[None, :])
-        return linalg.any_entry(relative > 1e-6)
+        parts = blocks.parts(inverse)
+        found = jnp.zeros((), bool)
+        for i, row in enumerate(blocks.mirrored(x)):
+            for j, (below, above) in enumerate(row):
+                gap = below - above
+                relative = (gap * parts[i][:, None]) * (gap * parts[j][None, :])
+                found = found | linalg.any_entry(relative > 1e-6)
+        return found
     inverses = [1 / jnp.abs(x[i, i]) for i in range(size)]
     found = jnp.zeros((), bool)
     for i in range(size):

@@ -40,28 +40,33 @@ def groups(a: Array, b: Array, delta: Array) -> Groups:
     """
     if 0 < b.shape[0] <= WRITTEN_OUT:
         return _written_out(_Symmetric(a), _Symmetric(b), delta)
-    a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
-    far, factor = _far(a, b, delta)
+    far, whiten = _far(a, b, delta)
     near = far.dispersion < NEAR_DISPERSION
     return far._replace(
-        dispersion=where_needed(near, lambda: _near(a - b, factor()), far.dispersion)
+        dispersion=where_needed(
+            near, lambda: _near(whiten(linalg.symmetrize(a - b))), far.dispersion
+        )
     )
 
 
-def _far(a: Array, b: Array, delta: Array) -> tuple[Groups, Callable[[], Array]]:
-    """The groups from both factors, and that of b."""
-    if 0 < b.shape[0] <= blocks.MOST:
-        of_a, _ = blocks.cholesky(blocks.lower(a))
-        of_b, divisor = blocks.cholesky(blocks.lower(b))
-        far = factors.groups_of_blocks(of_a, of_b, divisor, delta)
-        return far, lambda: blocks.together(of_b)
-    factor = linalg.cholesky(b)
-    return factors.groups(linalg.cholesky(a), factor, delta), lambda: factor
+def _far(a: Array, b: Array, delta: Array) -> tuple[Groups, Callable[[Array], Array]]:
+    """The groups from both factors, and the function x -> C^-1 x C^-T of symmetric x."""
+    if b.shape[0] > blocks.MOST or not b.shape[0]:
+        of_a, of_b = (linalg.cholesky(settled(linalg.symmetrize(x))) for x in (a, b))
+        return factors.groups(of_a, of_b, delta), lambda x: linalg.whiten_both(of_b, x)
+
+    of_a, _ = blocks.cholesky(blocks.symmetric(a))
+    of_b, divisor = blocks.cholesky(blocks.symmetric(b))
+
+    def half(x: Array) -> Array:
+        return settled(jnp.concatenate(blocks.solve(divisor, blocks.parts(x))))
+
+    far = factors.groups_of_blocks(of_a, of_b, divisor, delta)
+    return far, lambda x: linalg.symmetrize(half(half(x).T))
 
 
-def _near(difference: Array, factor: Array) -> Array:
+def _near(s: Array) -> Array:
     """The dispersion from S, whose entries are small."""
-    s = linalg.whiten_both(factor, difference)
     deviation = linalg.cholesky_deviation(s)
     # (r^2 - 1) / 2 - log r for r = 1 + e
     e = linalg.diagonal(deviation)
@@ -73,11 +78,10 @@ def _near(difference: Array, factor: Array) -> Array:
 def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     a, b, delta = primals
     da, db, ddelta = tangents
-    a, b = settled(linalg.symmetrize(a)), settled(linalg.symmetrize(b))
     divide = _division(b)
     slope = divide(delta[:, None])
     # (A - B) B^-1, of which B^-1 (A - B) B^-1 and A^-1 (A - B) B^-1 are one more solve.
-    quotient = settled(divide(settled(a - b)).T)
+    quotient = settled(divide(settled(linalg.symmetrize(a - b))).T)
 
     def by_a() -> Array:
         return 0.5 * linalg.symmetrize(_division(a)(quotient))
@@ -94,9 +98,9 @@ groups.defjvp(_groups_jvp, symbolic_zeros=True)
 
 
 def _division(a: Array) -> Callable[[Array], Array]:
-    """The function b -> a^-1 b, for positive definite a."""
+    """The function b -> a^-1 b, for the symmetric part of a, positive definite."""
     if linalg.LEAF < a.shape[0] <= blocks.MOST:
-        _, divisor = blocks.cholesky(blocks.lower(a))
+        _, divisor = blocks.cholesky(blocks.symmetric(a))
 
         def by_blocks(b: Array) -> Array:
             half = blocks.solve(divisor, blocks.parts(b))
@@ -104,7 +108,8 @@ def _division(a: Array) -> Callable[[Array], Array]:
 
         return by_blocks
 
-    inverse = settled(linalg.inverse_lower(linalg.cholesky(a)))
+    factor = linalg.cholesky(settled(linalg.symmetrize(a)))
+    inverse = settled(linalg.inverse_lower(factor))
 
     def by_inverse(b: Array) -> Array:
         return settled(linalg.matmul(inverse.T, settled(linalg.matmul(inverse, b))))

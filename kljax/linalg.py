@@ -256,9 +256,33 @@ def inverse_lower(lower: Array) -> Array:
     if size <= LEAF:
         return substitute_rows(lower, jnp.eye(size, dtype=lower.dtype))
     half = first_half(size)
+    if half >= WIDE // 2 and size == 2 * half:
+        return _inverse_by_levels(lower)
     top, bottom = inverse_lower(lower[:half, :half]), inverse_lower(lower[half:, half:])
-    left = matmul(bottom, settled(matmul(lower[half:, :half], top)))
-    return from_blocks(top, -left, bottom)
+    return _inverse_of_blocks(top, lower[half:, :half], bottom)
+
+
+def _inverse_of_blocks(top: Array, left: Array, bottom: Array) -> Array:
+    """Of [[a, 0], [left, b]], by the inverses of a and b."""
+    return from_blocks(top, -matmul(bottom, settled(matmul(left, top))), bottom)
+
+
+def _inverse_by_levels(lower: Array) -> Array:
+    """The same for 2^n leaves, those of a level at once: less to compile, fewer loops."""
+    size = lower.shape[0]
+
+    def blocks(rows: int, below: int) -> Array:
+        starts = range(0, size, rows + below)
+        parts = [lower[i + below : i + below + rows, i : i + rows] for i in starts]
+        return settled(jnp.stack(parts))
+
+    eye = jnp.eye(LEAF, dtype=lower.dtype)
+    inverses = jax.vmap(lambda x: substitute_rows(x, eye))(blocks(LEAF, 0))
+    while len(inverses) > 1:
+        rows = inverses.shape[1]
+        top, bottom = settled(inverses[0::2]), settled(inverses[1::2])
+        inverses = jax.vmap(_inverse_of_blocks)(top, blocks(rows, rows), bottom)
+    return inverses[0]
 
 
 def inverses_on_diagonal(lower: Array, step: int) -> list[Array]:

@@ -69,7 +69,7 @@ def test_largest_factors_are_divided_by(size, ratio):
 
 
 @pytest.mark.light
-@pytest.mark.parametrize("size", [9, 20, 33, 50, 64, 150, 260])
+@pytest.mark.parametrize("size", [9, 20, 33, 64, 150, 260])
 def test_factors_of_every_arrangement(size):
     """Values and gradients by the textbook's formulas in float64."""
     rng = rng_for("arrangement", size)
@@ -102,7 +102,7 @@ def test_factors_of_every_arrangement(size):
     np.testing.assert_allclose(stacked, value, rtol=1e-6)
 
 
-@pytest.mark.parametrize("size", [8, 9, 33])
+@pytest.mark.parametrize("size", [8, 9, 33, 100])
 def test_covariances_near_and_far_in_one_batch(size):
     """The eigenvalues of B^-1 (A - B), in float64, know both to every digit that counts."""
     rng, separations = rng_for("near and far", size), (1e-4, 1e-2, 0.1, 0.3, 3.0)
