@@ -26,6 +26,7 @@ def param(
     *,
     constraint: str = "real",
     one_of: str | None = None,
+    unit: float | None = None,
     default: Any = dataclasses.MISSING,
     kw_only: bool = False,
 ) -> Any:
@@ -41,6 +42,7 @@ def param(
             last two axes, so `"T d d"` is a matrix each time step.
         one_of: name of a group of alternatives; exactly one field of it is given, so
             these fields have the default None.
+        unit: the value of a spread that stands for the identity covariance.
         default: as for a dataclass field.
         kw_only: as for a dataclass field.
     """
@@ -52,6 +54,7 @@ def param(
         "event": tuple(event.split()),
         "constraint": CONSTRAINTS[constraint],
         "one_of": one_of,
+        "unit": unit,
     }
     return dataclasses.field(default=default, metadata=metadata, kw_only=kw_only)
 
@@ -155,11 +158,7 @@ def arguments_of(name: str, x: Any) -> list[Argument]:
         value = getattr(x, field.name)
         if value is None:
             continue
-        label = f"{name}.{field.name}"
-        event = field.metadata["event"]
-        arguments.append(
-            Argument(label, as_array(label, value), event, field.metadata["constraint"])
-        )
+        arguments.append(argument_of(name, field, value))
     for argument in arguments:
         check_rank(argument)
     check_sizes = getattr(type(x), "check_sizes", None)
@@ -172,6 +171,34 @@ def arguments_of(name: str, x: Any) -> list[Argument]:
 
 def _event_shape(argument: Argument) -> tuple[int, ...]:
     return argument.value.shape[len(argument.batch_shape) :]
+
+
+def argument_of(name: str, field: dataclasses.Field[Any], value: Any) -> Argument:
+    """A given parameter of the record that messages call by this name."""
+    label, data = f"{name}.{field.name}", field.metadata
+    return Argument(label, as_array(label, value), data["event"], data["constraint"])
+
+
+def has_unit_spread(x: Any) -> bool:
+    """Whether the covariance of x is known, while a program is traced, to be the identity.
+
+    So if its spread is a number or a NumPy array with shape and dtype of loc; to look into a
+    JAX array would make the program wait for it.
+    """
+    spreads = [f for f in dataclasses.fields(x) if f.metadata["one_of"] == "spread"]
+    given = [f for f in spreads if getattr(x, f.name) is not None]
+    if len(given) != 1 or not isinstance(x.loc, (*_KNOWN, jax.Array)):
+        return False
+    spread, unit = getattr(x, given[0].name), given[0].metadata["unit"]
+    if not isinstance(spread, _KNOWN) or np.shape(spread) != np.shape(x.loc):
+        return False
+    loc = Argument("loc", as_array("loc", x.loc), ())
+    both = [loc, loc._replace(value=as_array("spread", spread))]
+    same_dtype = computing_dtype(both) == computing_dtype([loc])
+    return same_dtype and bool(np.all(np.asarray(spread) == unit))
+
+
+_KNOWN = (int, float, np.ndarray)
 
 
 def check_rank(argument: Argument) -> None:

@@ -108,6 +108,15 @@ def dispersion(q: Diagonal, p: Diagonal) -> Array:
             return special.half_expm1_minus_sum(*_log_ratio(q, p))
 
 
+def dispersion_from_unit(q: Diagonal) -> Array:
+    """(v_q - 1 - log v_q) / 2 >= 0, with 1 in q's own numbers: nothing is converted."""
+    match q:
+        case LogVariance():
+            return special.half_expm1_minus_x(q.value)
+        case _:
+            return dispersion(q, type(q)(jnp.ones_like(q.value)))
+
+
 def _half_quotient(x: Array, y: Array) -> Array:
     """X / (2 y), finite also where x / y is not."""
     return jnp.where(jnp.abs(x) > 1, special.over(0.5 * x, y), 0.5 * special.over(x, y))

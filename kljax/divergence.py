@@ -25,6 +25,7 @@ class ClosedForm(NamedTuple):
         kl: the rule for one event, returning a scalar.
         terms: the rule for `kl_terms`, or None.
         cross_entropy: the rule for `cross_entropy`, or None.
+        from_unit: the rule for KL(q ‖ N(loc, I)), of q and loc, or None.
     """
 
     q: type
@@ -34,6 +35,7 @@ class ClosedForm(NamedTuple):
     kl: Callable[[Any, Any], Array]
     terms: Callable[[Any, Any], Any] | None
     cross_entropy: Callable[[Any, Any], Array] | None
+    from_unit: Callable[[Any, Array], Array] | None
 
     def __repr__(self) -> str:
         return f"KL({self.q.__name__} ‖ {self.p.__name__}), {self.cost}: {self.formula}"
@@ -48,6 +50,7 @@ def register_kl(
     *,
     terms: Callable[[Any, Any], Any] | None = None,
     cross_entropy: Callable[[Any, Any], Array] | None = None,
+    from_unit: Callable[[Any, Array], Array] | None = None,
     cost: str = "",
 ) -> Callable[[_Rule], _Rule]:
     """Registers the decorated function as the closed form of KL(q ‖ p).
@@ -60,6 +63,8 @@ def register_kl(
         p: family of the second argument.
         terms: rule that returns the parts of the divergence, for `kl_terms`.
         cross_entropy: rule for -E_q log p; without it, entropy + KL is used.
+        from_unit: rule of q and p.loc, used where the covariance of p is known to be the
+            identity while a program is traced: numbers or NumPy arrays, not JAX arrays.
         cost: operations for one pair, such as `"O(d)"`.
 
     Raises:
@@ -77,7 +82,7 @@ def register_kl(
 
     def register(rule: _Rule) -> _Rule:
         formula = (rule.__doc__ or rule.__name__).strip().splitlines()[0]
-        _TABLE[q, p] = ClosedForm(q, p, formula, cost, rule, terms, cross_entropy)
+        _TABLE[q, p] = ClosedForm(q, p, formula, cost, rule, terms, cross_entropy, from_unit)
         return rule
 
     return register
@@ -133,7 +138,9 @@ def kl_divergence(q: Any, p: Any, /, *, precision: _Precision = "default") -> Ar
         ValueError: if shapes or given parameters do not fit together.
     """
     _check_precision(precision)
-    closed_form("kl_divergence", q, p)
+    form = closed_form("kl_divergence", q, p)
+    if form.from_unit is not None and _record.has_unit_spread(p):
+        return _batches.call(_kl_from_unit, q, p.loc, family=form.p, precision=precision)
     return _batches.call(_kl_divergence, q, p, precision=precision)
 
 
@@ -141,6 +148,15 @@ def kl_divergence(q: Any, p: Any, /, *, precision: _Precision = "default") -> Ar
 def _kl_divergence(q: Any, p: Any, *, precision: _Precision) -> Array:
     rule = closed_form("kl_divergence", q, p).kl
     return _batches.over_batches(rule, {"q": q, "p": p}, precision=precision)
+
+
+@jax.jit(static_argnames=("family", "precision"))
+def _kl_from_unit(q: Any, loc: Any, *, family: type, precision: _Precision) -> Array:
+    rule = _TABLE[type(q), family].from_unit
+    assert rule is not None
+    field = family.__dataclass_fields__["loc"]
+    loc = _record.argument_of("p", field, loc)
+    return _batches.over_batches(rule, {"q": q}, [loc], precision=precision)
 
 
 def kl_terms(q: Any, p: Any, /, *, precision: _Precision = "default") -> Any:

@@ -197,7 +197,7 @@ def exp(x: Array) -> Array:
 @jax.custom_jvp
 def expm1(x: Array) -> Array:
     """e^x - 1."""
-    return _expm1(x, jnp.zeros_like(x), 1.0)
+    return _expm1(x, None, 1.0)
 
 
 def half_expm1(x: Array, low: Array) -> Array:
@@ -208,24 +208,31 @@ def half_expm1(x: Array, low: Array) -> Array:
     return _expm1(x, low, 0.5)
 
 
-def _expm1(x: Array, low: Array, factor: float) -> Array:
-    small, y, gap, power = _expm1_parts(x, low)
-    far = (4 * factor) * ((power - 0.25) + power * (y + gap))
-    return jnp.where(small, factor * (y + (gap + low)), far)
+def _expm1(x: Array, low: Array | None, factor: float) -> Array:
+    _, y, gap, power = _expm1_parts(x, factor)
+    change = y + gap
+    if low is not None:
+        change = change + low * (1 + change)
+    return power * change + (power - factor)
 
 
-def _expm1_parts(x: Array, low: Array) -> tuple[Array, Array, Array, Array]:
-    """Whether |x| is small, y, e^y - 1 - y and 2^(n-2), with x = y or x + low = n log 2 + y.
+def _expm1_parts(x: Array, factor: float) -> tuple[Array, Array, Array, Array]:
+    """X below a bound, y, e^y - 1 - y and p = 2^n factor with factor e^x = p e^y.
 
-    One polynomial, for x itself if that is small, or for what 2^n leaves of it. A quarter
-    of the power, since e^x / 4 does not overflow with e^x. It is that of the nearest x for
-    which it changes the result: beyond, the result is infinite or the power is lost in it.
+    Where |x| is small, n is 0 and y is x: then what has a factor of p - factor or y - x is
+    exactly 0, and one line serves for all x. The bounds of x are the nearest for which it
+    changes the result: beyond, that is infinite or the power is lost in it.
     """
-    small = jnp.abs(x) < _PHI_LIMIT
-    top = _top(x.dtype)
-    n, rest = _reduced(jnp.clip(x, 6 - top, top + 1))
-    y = jnp.where(small, x, rest + low)
-    return small, y, y * y * _horner(_PHI[x.dtype], y), power_of_two(n - 2, x.dtype)
+    high, low = _LOG2[x.dtype]
+    info, top = jnp.finfo(x.dtype), _top(x.dtype)
+    shift = -int(np.log2(factor))
+    bounded = jnp.minimum(x, top + 1)
+    kept = jnp.maximum(bounded, 6 - top)
+    n = jnp.round(kept * np.asarray(1 / np.log(2), x.dtype))
+    n = jnp.where(jnp.abs(x) < _PHI_LIMIT, 0, jnp.minimum(n, info.maxexp - 1 + shift))
+    y = (kept - n * high) - n * low
+    gap = y * y * _horner(_PHI[x.dtype], y)
+    return bounded, y, gap, power_of_two(n - shift, x.dtype)
 
 
 def _top(dtype: Any) -> float:
@@ -239,12 +246,14 @@ def _expm1_jvp(primals, tangents):
     return expm1(x), exp(x) * dx
 
 
-def _expm1_minus_x(x: Array, low: Array, factor: float) -> Array:
+def _expm1_minus_x(x: Array, low: Array | None, factor: float) -> Array:
     """Factor (e^t - 1 - t), t = x + low, for a factor of 1 or 1/2; no overflow on the way."""
-    small, y, gap, power = _expm1_parts(x, low)
-    linear = 0.25 + 0.25 * jnp.minimum(x, _top(x.dtype) + 1)
-    far = (4 * factor) * ((power - linear) + (power * (y + gap) - 0.25 * low))
-    return jnp.where(small, factor * (gap + low * y), far)
+    bounded, y, gap, power = _expm1_parts(x, factor)
+    change = power - factor
+    total = (power * y - factor * bounded) + change
+    if low is None:
+        return power * gap + total
+    return power * (gap + low * (y + gap)) + (total + low * change)
 
 
 @jax.custom_jvp
@@ -257,8 +266,7 @@ def expm1_minus_x(x: Array) -> Array:
     Returns:
         Array of the shape of x; its derivative is e^x - 1.
     """
-    x = as_float(x)
-    return _expm1_minus_x(x, jnp.zeros_like(x), 1.0)
+    return _expm1_minus_x(as_float(x), None, 1.0)
 
 
 @expm1_minus_x.defjvp
@@ -270,7 +278,7 @@ def _expm1_minus_x_jvp(primals, tangents):
 @jax.custom_jvp
 def half_expm1_minus_x(x: Array) -> Array:
     """(e^x - 1 - x) / 2, finite up to x = log 2 + log of the largest float."""
-    return half_expm1_minus_sum(x, jnp.zeros_like(x))
+    return _expm1_minus_x(x, None, 0.5)
 
 
 @half_expm1_minus_x.defjvp

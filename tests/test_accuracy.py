@@ -139,3 +139,41 @@ def test_a_million_random_points(kind):
     assert worst(grad_q.loc, delta / v_p, delta / v_p) <= 6
     assert worst(spread_q, by_q, by_q) <= 6
     assert worst(spread_p, by_p + by_p_location, np.abs(by_p) + np.abs(by_p_location)) <= 6
+
+
+@pytest.mark.parametrize("kind", ["scale", "variance", "log_variance"])
+def test_from_a_known_unit_normal(kind):
+    """Its variance is 1 in q's own numbers: nothing is converted, so all of it is as exact."""
+    rng = np.random.default_rng(8)
+    separation = 10 ** rng.uniform(-7, 1, POINTS)
+    log_scale = separation * rng.normal(size=POINTS)
+    q_value = accuracy._spread_from_log_scale(kind, np.clip(log_scale, -40, 40))
+    loc = (separation * rng.normal(size=POINTS)).astype(np.float32)
+    q = kljax.Normal(jnp.asarray(loc), **{kind: jnp.asarray(q_value)})
+    q64, loc64 = q_value.astype(np.float64), loc.astype(np.float64)
+    match kind:
+        case "scale":
+            u, ratio, rate = (q64 - 1) * (q64 + 1), q64**2, 2 / q64
+        case "variance":
+            u, ratio, rate = q64 - 1, q64, 1 / q64
+        case _:
+            u, ratio, rate = np.expm1(q64), np.exp(q64), 1.0
+    want = _stable_gap(u, ratio) / 2 + loc64**2 / 2
+
+    def error(got, want) -> float:
+        normal = (np.abs(want) > 2.0**-126) & (np.abs(want) < accuracy.LARGEST)
+        return np.max(
+            np.abs(np.asarray(got, np.float64) - want) / accuracy.ulp(want),
+            where=normal,
+            initial=0,
+        )
+
+    p = kljax.Normal(0.0, 1.0)
+    function = jax.value_and_grad(lambda q: kljax.kl_divergence(q, p))
+    kl, slope = jax.jit(jax.vmap(function))(q)
+    assert np.all(np.asarray(kl) >= 0)
+    assert np.all(np.asarray(kl)[want > 2.0**-126] > 0)
+    goal = 3 if kind == "log_variance" else 6
+    assert error(kl, want) <= goal
+    assert error(slope.loc, loc64) == 0
+    assert error(jax.tree.leaves(slope)[1], rate * u / 2) <= goal

@@ -120,3 +120,77 @@ def test_covariances_near_and_far_in_one_batch(size):
     tolerance = 8 * 2.0**-24 * max(np.linalg.cond(x) for x in (*np.float64(a), np.float64(b)))
     assert tolerance < 1e-3
     np.testing.assert_allclose(kljax.kl_divergence(q, p), want, rtol=tolerance)
+
+
+_KNOWN = {
+    "numbers": kljax.MultivariateNormalDiag(np.float32([0.5, -1]), np.ones(2, np.float32)),
+    "standard_normal": kljax.standard_normal(2),
+    "log_variance": kljax.MultivariateNormalDiag(
+        jnp.array([2.0, 1.0]), log_variance=np.zeros(2, np.float32)
+    ),
+    "variance": kljax.MultivariateNormalDiag(np.zeros(2), variance=np.ones(2)),
+}
+
+
+@pytest.mark.parametrize("name", _KNOWN)
+@pytest.mark.parametrize("spread", ["scale_diag", "variance", "log_variance"])
+def test_a_known_unit_covariance_is_the_traced_one(name, spread):
+    p = _KNOWN[name]
+    traced = jax.tree.map(jnp.asarray, p)
+    loc, value = jnp.array([[0.3, -2.0], [40.0, 0.5]]), jnp.array([[0.5, 1.0], [1.001, 3.0]])
+
+    def kl(p):
+        return lambda loc, value: kljax.kl_divergence(
+            kljax.MultivariateNormalDiag(loc, **{spread: value}), p
+        )
+
+    np.testing.assert_allclose(kl(p)(loc, value), kl(traced)(loc, value), rtol=5e-7)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        got, want = (derivative(kl(x), (0, 1)) for x in (p, traced))
+        _assert_close(got(loc, value), want(loc, value))
+        _assert_close(*(derivative(f, (0, 1))(loc, value) for f in (got, want)))
+    assert _loops(kl(p), loc, value) == 0
+    same = (name if name in ("variance", "log_variance") else "scale_diag") == spread
+    assert (_loops(kl(traced), loc, value) == 0) == same
+
+
+def _assert_close(got, want) -> None:
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, y, rtol=2e-6, atol=2e-6)
+
+
+def _loops(function, *values) -> int:
+    """How many there are: a conversion to logarithms of twice the digits is one."""
+    return str(jax.make_jaxpr(function)(*values)).count("scan[")
+
+
+def test_a_known_unit_covariance_is_checked_like_any_other():
+    p = kljax.standard_normal(2)
+    bad = kljax.MultivariateNormalDiag(jnp.zeros(2), jnp.array([1.0, -1.0]))
+    slope = jax.grad(kljax.kl_divergence)(bad, p)
+    assert np.isnan(kljax.kl_divergence(bad, p))
+    assert all(np.isnan(x).all() for x in jax.tree.leaves(slope))
+    with pytest.raises(ValueError, match=r"p\.loc has event size 2 .* q\.loc has event size 3"):
+        kljax.kl_divergence(kljax.standard_normal(3), p)
+    both = kljax.MultivariateNormalDiag(np.zeros(2), np.ones(2), variance=np.ones(2))
+    with pytest.raises(ValueError, match="got scale_diag and variance"):
+        kljax.kl_divergence(p, both)
+    with pytest.raises(ValueError, match="p has no loc"):
+        kljax.kl_divergence(p, kljax.MultivariateNormalDiag(None, np.ones(2)))
+
+
+@pytest.mark.parametrize(
+    "p",
+    [
+        kljax.Normal(0.0, 2.0),
+        kljax.Normal(0.0, log_variance=1.0),
+        kljax.Normal(0.0, np.ones(3)),
+        kljax.Normal(jnp.zeros(()), jnp.ones(())),
+    ],
+    ids=["not one", "log of e", "own batch", "a JAX array"],
+)
+def test_what_is_not_known_to_be_a_unit_covariance(p):
+    q = kljax.Normal(0.5, log_variance=0.25)
+    scale = np.asarray(p.scale if p.scale is not None else math.exp(0.5))
+    want = 0.5 * ((math.exp(0.25) + 0.25) / scale**2 - 1 - 0.25 + 2 * np.log(scale))
+    np.testing.assert_allclose(kljax.kl_divergence(q, p), want, rtol=1e-6)

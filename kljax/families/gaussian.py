@@ -14,6 +14,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from kljax import coordinates, covariances, distribution, factors, linalg, matrices
@@ -45,10 +46,10 @@ class Normal:
     """
 
     loc: Parameter = param()
-    scale: Parameter = param(constraint="positive", one_of="spread", default=None)
-    log_variance: Parameter = param(one_of="spread", default=None, kw_only=True)
+    scale: Parameter = param(constraint="positive", one_of="spread", unit=1.0, default=None)
+    log_variance: Parameter = param(one_of="spread", unit=0.0, default=None, kw_only=True)
     variance: Parameter = param(
-        constraint="positive", one_of="spread", default=None, kw_only=True
+        constraint="positive", one_of="spread", unit=1.0, default=None, kw_only=True
     )
 
 
@@ -64,10 +65,12 @@ class MultivariateNormalDiag:
     """
 
     loc: Parameter = param("d")
-    scale_diag: Parameter = param("d", constraint="positive", one_of="spread", default=None)
-    log_variance: Parameter = param("d", one_of="spread", default=None, kw_only=True)
+    scale_diag: Parameter = param(
+        "d", constraint="positive", one_of="spread", unit=1.0, default=None
+    )
+    log_variance: Parameter = param("d", one_of="spread", unit=0.0, default=None, kw_only=True)
     variance: Parameter = param(
-        "d", constraint="positive", one_of="spread", default=None, kw_only=True
+        "d", constraint="positive", one_of="spread", unit=1.0, default=None, kw_only=True
     )
 
 
@@ -106,8 +109,11 @@ class MultivariateNormal:
 def standard_normal(
     d: int, dtype: jax.typing.DTypeLike = jnp.float32
 ) -> MultivariateNormalDiag:
-    """N(0, I) of d coordinates, the usual prior of a VAE."""
-    return MultivariateNormalDiag(jnp.zeros(d, dtype), jnp.ones(d, dtype))
+    """N(0, I) of d coordinates, the usual prior of a VAE.
+
+    In NumPy, so that a divergence from it knows its variances while it is compiled.
+    """
+    return MultivariateNormalDiag(np.zeros(d, dtype), np.ones(d, dtype))
 
 
 @record
@@ -216,6 +222,14 @@ def _kl(q: Gaussian, p: Gaussian) -> Array:
             return dispersion + location
 
 
+def _kl_from_unit(q: Gaussian, loc: Array) -> Array:
+    """KL(q ‖ N(loc, I)) = sum_i (v_i - 1 - log v_i + (m_i - loc_i)^2) / 2."""
+    structure, delta = _structure(q), q.loc - loc
+    assert isinstance(structure, Diagonal)
+    dispersion = coordinates.dispersion_from_unit(structure)
+    return coordinates.add_up(dispersion + (0.5 * delta) * delta)
+
+
 def _terms(q: Gaussian, p: Gaussian) -> GaussianTerms:
     dispersion, location = _groups(q, p)
     trace, log_det = _trace_and_log_det(q, p)
@@ -296,11 +310,18 @@ for _family in (Normal, MultivariateNormalDiag, MultivariateNormal):
         covariance=None if _family is Normal else _covariance,
     )
 
-for _q, _p, _cost in (
-    (Normal, Normal, "O(1)"),
-    (MultivariateNormalDiag, MultivariateNormalDiag, "O(d)"),
-    (MultivariateNormalDiag, MultivariateNormal, "O(d^3)"),
-    (MultivariateNormal, MultivariateNormalDiag, "O(d^3)"),
-    (MultivariateNormal, MultivariateNormal, "O(d^3)"),
+for _q, _p, _cost, _from_unit in (
+    (Normal, Normal, "O(1)", _kl_from_unit),
+    (MultivariateNormalDiag, MultivariateNormalDiag, "O(d)", _kl_from_unit),
+    (MultivariateNormalDiag, MultivariateNormal, "O(d^3)", None),
+    (MultivariateNormal, MultivariateNormalDiag, "O(d^3)", None),
+    (MultivariateNormal, MultivariateNormal, "O(d^3)", None),
 ):
-    register_kl(_q, _p, terms=_terms, cross_entropy=_cross_entropy, cost=_cost)(_kl)
+    register_kl(
+        _q,
+        _p,
+        terms=_terms,
+        cross_entropy=_cross_entropy,
+        from_unit=_from_unit,
+        cost=_cost,
+    )(_kl)
