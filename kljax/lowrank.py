@@ -37,7 +37,7 @@ from kljax import coordinates, dense, linalg, special, subspace
 from kljax._batches import where_needed
 from kljax.doubled import Doubled
 from kljax.factors import Groups, inner
-from kljax.linalg import settled
+from kljax.linalg import alone, settled
 from kljax.structure import Diagonal, Variance
 
 # A sum of terms more than this many times its own size is not trusted.
@@ -80,6 +80,11 @@ def _gram(a: Array, b: Array) -> Array:
 def _mix(a: Array, b: Array) -> Array:
     """A b, of a small matrix and an array of rows."""
     return _dot(a, b, 0)
+
+
+def _combine(a: Array, b: Array) -> Array:
+    """The same, of small ranks in the loop that reads it."""
+    return linalg.matmul(a, b) if a.shape[1] <= linalg.WRITTEN_OUT else _dot(a, b, 0)
 
 
 def _times(a: Array, b: Array) -> Array:
@@ -274,7 +279,7 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     rate_q, rate_p = 0.5 * q.diagonal.rate(), 0.5 * p.diagonal.rate()
 
     def by_factor(rows: Array, of: LowRank) -> Array:
-        return (rows * x.unit[None, :])[: of.factor.shape[1]].T
+        return alone(rows * x.unit[None, :])[: of.factor.shape[1]].T
 
     dispersion = (
         inner(lambda: rate_q * x.ratio * on_q, dq.diagonal.value)
@@ -309,14 +314,14 @@ def _by_q(x: _Pair, small: _Small) -> tuple[Array, Array]:
     tau = special.divide(x.delta, x.ratio)
     tau_u = x.u * tau[None, :]
     by_u = (
-        _mix(strength, x.y)
-        + _mix(inverse_q, tau_u)
-        + _mix((jnp.where(x.close, lost, 0) - small.z).T, x.v)
+        _combine(strength, x.y)
+        + _combine(inverse_q, tau_u)
+        + _combine((jnp.where(x.close, lost, 0) - small.z).T, x.v)
     )
-    changed_v = _mix(jnp.where(x.close, lost, small.inverse).T, x.v)
-    moved = _mix(inverse_q, x.y - tau_u)
+    changed_v = _combine(jnp.where(x.close, lost, small.inverse).T, x.v)
+    moved = _combine(inverse_q, x.y - tau_u)
     both = jnp.where(x.close, x.v + (x.u - tau_u), x.u - tau_u)
-    on = _sum_rows(moved * both - changed_v * x.v)
+    on = _sum_rows(alone(moved * both - changed_v * x.v))
     return tau + on, by_u
 
 
@@ -328,15 +333,15 @@ def _by_p(x: _Pair, small: _Small) -> tuple[Array, Array]:
     z, delta = small.z, x.delta[None, :]
     weighted = _times(_times(small.inverse, _gram(x.v * delta, x.v)), small.inverse)
     strength = _times(small.inverse, small.gram)
-    p_v = _mix(small.inverse, x.v)
-    rest = x.y - _mix(z.T, x.v)
+    p_v = _combine(small.inverse, x.v)
+    rest = x.y - _combine(z.T, x.v)
     squares = jnp.where(x.close, rest * (rest + 2 * p_v), (rest - p_v) * (rest + p_v))
-    on = _sum_rows(x.v * _mix(weighted, x.v) + squares - (2 * delta) * (x.v * p_v))
+    on = _sum_rows(alone(x.v * _combine(weighted, x.v) + squares - (2 * delta) * (x.v * p_v)))
 
     across = z.T + jnp.where(x.close, strength, 0)
     known = jnp.where(x.close, z.T, -strength)
     along = _times(small.inverse, known) - _times(z, across) - weighted
-    return x.delta + on, p_v * delta + _mix(across.T, x.y) + _mix(along.T, x.v)
+    return x.delta + on, p_v * delta + _combine(across.T, x.y) + _combine(along.T, x.v)
 
 
 # ---- one covariance and the means -----------------------------------------------------------
