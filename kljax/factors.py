@@ -11,7 +11,8 @@ The gradient needs one more solve and one product, on lower triangles alone:
 
 (Own arrangement. Only lower triangles of W and W M^T are asked for, and those of W suffice
 for both.) Small matrices are written out on their scalars, which XLA makes one loop of,
-larger ones are divided into blocks.
+larger ones are divided into blocks. (The sum of both groups of small matrices, with its
+gradient, is in `smallfactors`.)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jax.custom_derivatives import SymbolicZero
 
 from kljax import blocks, coordinates, linalg, special
@@ -43,10 +44,10 @@ def groups(q: Array, p: Array, delta: Array) -> Groups:
     """Dispersion and location, from lower triangular factors (k, k) and delta (k,)."""
     size = p.shape[0]
     if 0 < size <= WRITTEN_OUT:
-        return _written_out(q, p, delta)
+        return written_out(q, p, delta)
     if 0 < size <= blocks.MOST:
         e, y = _whitened_blocks(blocks.divisor(p), blocks.lower(q - p), delta)
-        return _of_blocks(_on_diagonal(q, p), e, y)
+        return _of_blocks(dispersion_on(q, p), e, y)
     e, y = _whitened(linalg.Triangle(p), q - p, delta)
     return _of_whitened(q, p, e, y)
 
@@ -55,13 +56,8 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     q, p, delta = primals
     dq, dp, ddelta = tangents
     size = p.shape[0]
-    ratio, difference = _diagonal_ratio(q, p)
-    # r - 1/r = (r - 1) (1 + 1/r), also where r is almost 1
-    slope_on = settled(difference * (1 + 1 / ratio))
-    arrangement = _slopes
-    if 0 < size <= blocks.MOST:
-        arrangement = _slopes_of_rows if size <= linalg.LEAF else _slopes_of_blocks
-    slopes = arrangement(q, p, delta, settled(ratio), slope_on)
+    arrangement = _slopes_of_blocks if 0 < size <= blocks.MOST else _slopes
+    slopes = arrangement(q, p, delta, on_diagonals(q, p))
     y, s = slopes.y, slopes.by_delta
     change = inner(lambda: slopes.by_q, dq) - inner(lambda: slopes.by_p, dp)
     moved = inner(lambda: s[:, 0], ddelta) - inner(lambda: jnp.tril(s * y.T), dp)
@@ -88,34 +84,12 @@ class _Slopes(NamedTuple):
     by_delta: Array
 
 
-def _slopes(q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array) -> _Slopes:
+def _slopes(q: Array, p: Array, delta: Array, on: OnDiagonals) -> _Slopes:
     triangle = linalg.Triangle(p)
     e, y = _whitened(triangle, q - p, delta)
-    w = triangle.quotient_transposed(linalg.replace_diagonal(e, slope_on))
-    by_p = jnp.tril(linalg.lower_product_transposed(w, e) + w * ratio[None, :])
+    w = triangle.quotient_transposed(linalg.replace_diagonal(e, on.slope))
+    by_p = jnp.tril(linalg.lower_product_transposed(w, e) + w * on.ratio[None, :])
     return _Slopes(_of_whitened(q, p, e, y), y, w, by_p, triangle.solve_transposed(y))
-
-
-def _slopes_of_rows(q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array) -> _Slopes:
-    """The same for matrices of few rows, with one loop a solve.
-
-    Of the last column of E and W only the diagonal is asked for, which needs no solve. So
-    delta and y take its place, and y and s cost nothing.
-    """
-    row, column = (lax.broadcasted_iota(jnp.int32, p.shape, i) for i in (0, 1))
-    last = p.shape[0] - 1
-
-    def with_slopes(e: Array) -> Array:
-        return jnp.where((row == column) & (row < last), slope_on[None, :], e)
-
-    b = jnp.where(column == last, delta[:, None], q - p)
-    g = linalg.substitute_rows(p, b, with_slopes)
-    w = linalg.substitute_rows_transposed(p, g)
-    corner = slope_on[last] / p[last, last]
-    by_q = jnp.where((row == last) & (column == last), corner, jnp.tril(w))
-    product = linalg.matmul(w[:, :last], linalg.strict_lower(g)[:, :last].T)
-    by_p = jnp.tril(product + by_q * ratio[None, :])
-    return _Slopes(groups(q, p, delta), g[:, last:], by_q, by_p, w[:, last:])
 
 
 def _whitened(triangle: linalg.Triangle, b: Array, delta: Array) -> tuple[Array, Array]:
@@ -124,19 +98,17 @@ def _whitened(triangle: linalg.Triangle, b: Array, delta: Array) -> tuple[Array,
 
 
 def _of_whitened(q: Array, p: Array, e: Array, y: Array) -> Groups:
-    return Groups(_on_diagonal(q, p) + 0.5 * jnp.sum(e * e), 0.5 * jnp.sum(y * y))
+    return Groups(dispersion_on(q, p) + 0.5 * jnp.sum(e * e), 0.5 * jnp.sum(y * y))
 
 
-def _slopes_of_blocks(
-    q: Array, p: Array, delta: Array, ratio: Array, slope_on: Array
-) -> _Slopes:
+def _slopes_of_blocks(q: Array, p: Array, delta: Array, on: OnDiagonals) -> _Slopes:
     """The same for small matrices."""
     divisor = blocks.divisor(p)
     e, y = _whitened_blocks(divisor, blocks.lower(q - p), delta)
-    w = blocks.quotient_transposed(divisor, blocks.replace_diagonal(e, slope_on))
-    by_p = blocks.product_transposed(w, blocks.replace_diagonal(e, ratio))
+    w = blocks.quotient_transposed(divisor, blocks.replace_diagonal(e, on.slope))
+    by_p = blocks.product_transposed(w, blocks.replace_diagonal(e, on.ratio))
     return _Slopes(
-        _of_blocks(_on_diagonal(q, p), e, y),
+        _of_blocks(dispersion_on(q, p), e, y),
         jnp.concatenate(y),
         blocks.together(w),
         blocks.together(by_p),
@@ -149,7 +121,7 @@ def groups_of_blocks(
 ) -> Groups:
     """Dispersion and location from factors in blocks and division by that of p."""
     e, y = _whitened_blocks(divisor, blocks.difference(q, p), delta)
-    return _of_blocks(_dispersion_on(blocks.diagonal(q), blocks.diagonal(p)), e, y)
+    return _of_blocks(_dispersion_of(blocks.diagonal(q), blocks.diagonal(p)), e, y)
 
 
 def _whitened_blocks(
@@ -165,18 +137,27 @@ def _of_blocks(on: Array, e: blocks.Lower, y: list[Array]) -> Groups:
     return Groups(on + 0.5 * squares, 0.5 * blocks.sum_of_squares(y))
 
 
-def _diagonal_ratio(q: Array, p: Array) -> tuple[Array, Array]:
-    """R = Q_ii / P_ii, and r - 1 from the difference."""
+class OnDiagonals(NamedTuple):
+    """R = Q_ii / P_ii, r - 1 from the difference, and r - 1/r."""
+
+    ratio: Array
+    excess: Array
+    slope: Array
+
+
+def on_diagonals(q: Array, p: Array) -> OnDiagonals:
     on_q, on_p = settled(linalg.diagonal(q)), settled(linalg.diagonal(p))
-    return special.over(on_q, on_p), special.excess(on_q, on_p)
+    ratio, excess = special.over(on_q, on_p), special.excess(on_q, on_p)
+    # r - 1/r = (r - 1) (1 + 1/r), also where r is almost 1
+    return OnDiagonals(settled(ratio), settled(excess), settled(excess * (1 + 1 / ratio)))
 
 
-def _on_diagonal(q: Array, p: Array) -> Array:
+def dispersion_on(q: Array, p: Array) -> Array:
     """The sum of h(r)."""
-    return _dispersion_on(linalg.diagonal(q), linalg.diagonal(p))
+    return _dispersion_of(linalg.diagonal(q), linalg.diagonal(p))
 
 
-def _dispersion_on(q: Array, p: Array) -> Array:
+def _dispersion_of(q: Array, p: Array) -> Array:
     """The same from diagonals."""
     return jnp.sum(coordinates.dispersion(Scale(settled(q)), Scale(settled(p))))
 
@@ -184,7 +165,7 @@ def _dispersion_on(q: Array, p: Array) -> Array:
 # ---- on scalars -----------------------------------------------------------------------------
 
 
-def _written_out(q: Array, p: Array, delta: Array) -> Groups:
+def written_out(q: Array, p: Array, delta: Array) -> Groups:
     """The same by forward substitution on scalars.
 
     Reciprocals are multiplied by, since XLA keeps a shared division out of the loop.

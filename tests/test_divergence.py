@@ -69,7 +69,7 @@ def test_largest_factors_are_divided_by(size, ratio):
 
 
 @pytest.mark.light
-@pytest.mark.parametrize("size", [9, 20, 33, 64, 150, 260])
+@pytest.mark.parametrize("size", [1, 6, 9, 16, 20, 33, 64, 150, 260])
 def test_factors_of_every_arrangement(size):
     """Values and gradients by the textbook's formulas in float64."""
     rng = rng_for("arrangement", size)
@@ -100,6 +100,18 @@ def test_factors_of_every_arrangement(size):
         np.testing.assert_allclose(got, expected, rtol=0, atol=4e-6 * np.abs(expected).max())
     stacked = jax.vmap(kl)(*(jnp.float32(np.stack([x, x])) for x in (q, p, delta)))
     np.testing.assert_allclose(stacked, value, rtol=1e-6)
+    if size > 16:
+        return
+
+    def parts(q, p, delta):
+        prior = kljax.MultivariateNormal(jnp.zeros(size), scale_tril=p)
+        terms = kljax.kl_terms(kljax.MultivariateNormal(delta, scale_tril=q), prior)
+        return jnp.stack([terms.dispersion, terms.location])
+
+    rows = jax.jit(jax.jacrev(parts, (0, 1, 2)))(*map(jnp.float32, (q, p, delta)))
+    for got, expected in zip(rows, want, strict=True):
+        tolerance = 4e-6 * np.abs(expected).max()
+        np.testing.assert_allclose(got.sum(0), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", [8, 9, 33, 100])

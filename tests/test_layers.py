@@ -15,6 +15,7 @@ FLOORS = [
         "structure",
         "coordinates",
         "factors",
+        "smallfactors",
         "covariances",
         "matrices",
         "dense",

@@ -14,7 +14,7 @@ import pytest
 
 import checks
 from cases import PARAMETRIZATIONS
-from kljax import coordinates, covariances, factors, linalg, matrices, special
+from kljax import coordinates, covariances, factors, linalg, matrices, smallfactors, special
 from kljax.families import gaussian
 
 pytestmark = pytest.mark.light
@@ -47,7 +47,7 @@ def _forgotten_dimension_of_factors(q, p, right=factors.dispersions):
     return right(q, p) + 0.5 * len(q)
 
 
-def _without_prior(*arguments, of=factors._slopes_of_rows):
+def _without_prior(*arguments, of=smallfactors._slopes_of_rows):
     slopes = of(*arguments)
     return slopes._replace(by_p=0 * slopes.by_p)
 
@@ -112,7 +112,7 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
     ),
     "gradient without a term, factors": (
         FACTORS,
-        [(factors, "_slopes_of_rows", _without_prior)],
+        [(smallfactors, "_slopes_of_rows", _without_prior)],
         {"gradient"},
     ),
     "near for far, covariances": (

@@ -17,7 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kljax import coordinates, covariances, distribution, factors, linalg, matrices
+from kljax import (
+    coordinates,
+    covariances,
+    distribution,
+    factors,
+    linalg,
+    matrices,
+    smallfactors,
+)
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.structure import (
@@ -217,6 +225,8 @@ def _kl(q: Gaussian, p: Gaussian) -> Array:
         case (Diagonal(), Diagonal()):
             dispersion, location = _by_coordinate(q, p)
             return coordinates.add_up(dispersion + location)
+        case (ScaleTril() as s, ScaleTril() as t):
+            return smallfactors.total(s.value, t.value, q.loc - p.loc)
         case _:
             dispersion, location = _groups(q, p)
             return dispersion + location
