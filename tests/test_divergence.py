@@ -145,8 +145,17 @@ _KNOWN = {
 
 
 @pytest.mark.light
-@pytest.mark.parametrize("name", _KNOWN)
-@pytest.mark.parametrize("spread", ["scale_diag", "variance", "log_variance"])
+@pytest.mark.parametrize(
+    ("name", "spread"),
+    [
+        ("standard_normal", "scale_diag"),
+        ("standard_normal", "variance"),
+        ("standard_normal", "log_variance"),
+        ("numbers", "log_variance"),
+        ("log_variance", "scale_diag"),
+        ("variance", "variance"),
+    ],
+)
 def test_a_known_unit_covariance_is_the_traced_one(name, spread):
     p = _KNOWN[name]
     traced = jax.tree.map(jnp.asarray, p)
