@@ -187,10 +187,13 @@ def has_unit_spread(x: Any) -> bool:
     """
     spreads = [f for f in dataclasses.fields(x) if f.metadata["one_of"] == "spread"]
     given = [f for f in spreads if getattr(x, f.name) is not None]
-    if len(given) != 1 or not isinstance(x.loc, (*_KNOWN, jax.Array)):
+    if len(given) != 1:
         return False
     spread, unit = getattr(x, given[0].name), given[0].metadata["unit"]
-    if not isinstance(spread, _KNOWN) or np.shape(spread) != np.shape(x.loc):
+    known = (int, float, np.generic, np.ndarray)
+    if not isinstance(spread, known) or not isinstance(x.loc, (*known, jax.Array)):
+        return False
+    if np.shape(spread) != np.shape(x.loc) or not (_is_real(spread) and _is_real(x.loc)):
         return False
     loc = Argument("loc", as_array("loc", x.loc), ())
     both = [loc, loc._replace(value=as_array("spread", spread))]
@@ -198,7 +201,9 @@ def has_unit_spread(x: Any) -> bool:
     return same_dtype and bool(np.all(np.asarray(spread) == unit))
 
 
-_KNOWN = (int, float, np.ndarray)
+def _is_real(x: Any) -> bool:
+    kind = jnp.result_type(x)
+    return jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
 
 
 def check_rank(argument: Argument) -> None:

@@ -114,6 +114,7 @@ def test_factors_of_every_arrangement(size):
         np.testing.assert_allclose(got.sum(0), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("size", [8, 9, 33, 100])
 def test_covariances_near_and_far_in_one_batch(size):
     """The eigenvalues of B^-1 (A - B), in float64, know both to every digit that counts."""
@@ -198,6 +199,10 @@ def test_a_known_unit_covariance_is_checked_like_any_other():
     both = kljax.MultivariateNormalDiag(np.zeros(2), np.ones(2), variance=np.ones(2))
     with pytest.raises(ValueError, match="got scale_diag and variance"):
         kljax.kl_divergence(p, both)
+    with pytest.raises(TypeError, match=r"p\.scale has dtype bool"):
+        kljax.kl_divergence(kljax.Normal(0.0, 1.0), kljax.Normal(0.0, True))
+    with pytest.raises(TypeError, match=r"p\.loc has dtype complex64"):
+        kljax.kl_divergence(kljax.Normal(0.0, 1.0), kljax.Normal(1j, np.float32(1)))
     with pytest.raises(ValueError, match="p has no loc"):
         kljax.kl_divergence(p, kljax.MultivariateNormalDiag(None, np.ones(2)))
 
