@@ -69,7 +69,7 @@ def test_largest_factors_are_divided_by(size, ratio):
 
 
 @pytest.mark.light
-@pytest.mark.parametrize("size", [1, 6, 9, 16, 20, 33, 64, 150, 260])
+@pytest.mark.parametrize("size", [6, 9, 16, 33, 64, 150, 260])
 def test_factors_of_every_arrangement(size):
     """Values and gradients by the textbook's formulas in float64."""
     rng = rng_for("arrangement", size)
@@ -115,7 +115,7 @@ def test_factors_of_every_arrangement(size):
 
 
 @pytest.mark.light
-@pytest.mark.parametrize("size", [8, 9, 33, 100])
+@pytest.mark.parametrize("size", [8, 9, 100])
 def test_covariances_near_and_far_in_one_batch(size):
     """The eigenvalues of B^-1 (A - B), in float64, know both to every digit that counts."""
     rng, separations = rng_for("near and far", size), (1e-4, 1e-2, 0.1, 0.3, 3.0)
@@ -141,7 +141,6 @@ _KNOWN = {
     "log_variance": kljax.MultivariateNormalDiag(
         jnp.array([2.0, 1.0]), log_variance=np.zeros(2, np.float32)
     ),
-    "variance": kljax.MultivariateNormalDiag(np.zeros(2), variance=np.ones(2)),
 }
 
 
@@ -154,7 +153,6 @@ _KNOWN = {
         ("standard_normal", "log_variance"),
         ("numbers", "log_variance"),
         ("log_variance", "scale_diag"),
-        ("variance", "variance"),
     ],
 )
 def test_a_known_unit_covariance_is_the_traced_one(name, spread):
@@ -174,7 +172,7 @@ def test_a_known_unit_covariance_is_the_traced_one(name, spread):
     for got, want in (first, second):
         _assert_close(jax.jit(got)(loc, value), jax.jit(want)(loc, value))
     assert _loops(kl(p), loc, value) == 0
-    same = (name if name in ("variance", "log_variance") else "scale_diag") == spread
+    same = (name if name == "log_variance" else "scale_diag") == spread
     assert (_loops(kl(traced), loc, value) == 0) == same
 
 
