@@ -182,28 +182,20 @@ def argument_of(name: str, field: dataclasses.Field[Any], value: Any) -> Argumen
 def has_unit_spread(x: Any) -> bool:
     """Whether the covariance of x is known, while a program is traced, to be the identity.
 
-    So if its spread is a number or a NumPy array with shape and dtype of loc; to look into a
-    JAX array would make the program wait for it.
+    So if its spread is a number or a NumPy array with the shape of loc and no dtype of its own;
+    to look into a JAX array would make the program wait for it.
     """
     spreads = [f for f in dataclasses.fields(x) if f.metadata["one_of"] == "spread"]
     given = [f for f in spreads if getattr(x, f.name) is not None]
-    if len(given) != 1:
+    if len(given) != 1 or not isinstance(x.loc, (int, float, np.generic, np.ndarray, Array)):
         return False
     spread, unit = getattr(x, given[0].name), given[0].metadata["unit"]
-    known = (int, float, np.generic, np.ndarray)
-    if not isinstance(spread, known) or not isinstance(x.loc, (*known, jax.Array)):
-        return False
-    if np.shape(spread) != np.shape(x.loc) or not (_is_real(spread) and _is_real(x.loc)):
-        return False
-    loc = Argument("loc", as_array("loc", x.loc), ())
-    both = [loc, loc._replace(value=as_array("spread", spread))]
-    same_dtype = computing_dtype(both) == computing_dtype([loc])
-    return same_dtype and bool(np.all(np.asarray(spread) == unit))
-
-
-def _is_real(x: Any) -> bool:
-    kind = jnp.result_type(x)
-    return jnp.issubdtype(kind, jnp.floating) or jnp.issubdtype(kind, jnp.integer)
+    if isinstance(spread, (np.generic, np.ndarray)):
+        like_loc = hasattr(x.loc, "dtype") and jnp.result_type(spread) == jnp.result_type(x.loc)
+    else:
+        # A float takes the dtype of others, an int does not.
+        like_loc = type(spread) is float or type(spread) is type(x.loc) is int
+    return like_loc and np.shape(spread) == np.shape(x.loc) and bool(np.all(spread == unit))
 
 
 def check_rank(argument: Argument) -> None:

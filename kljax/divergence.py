@@ -64,7 +64,9 @@ def register_kl(
         terms: rule that returns the parts of the divergence, for `kl_terms`.
         cross_entropy: rule for -E_q log p; without it, entropy + KL is used.
         from_unit: rule of q and p.loc, used where the covariance of p is known to be the
-            identity while a program is traced: numbers or NumPy arrays, not JAX arrays.
+            identity while a program is traced: in numbers or NumPy arrays, not JAX arrays.
+            So p has a loc, and its fields of the group `one_of="spread"` say by `unit` which
+            value that is.
         cost: operations for one pair, such as `"O(d)"`.
 
     Raises:
