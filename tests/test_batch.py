@@ -10,85 +10,11 @@ import mpmath
 import numpy as np
 import pytest
 
+import batches
 import kljax
-import truth
+from batches import by_rule
 from kljax import batch
-from kljax.batch import matrix, moments
-from truth import Spread
-
-D = 5
-# Rows i of p are rows of q moved by this much, so that i and i + 3 are ever nearer pairs.
-SEPARATIONS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 0.0)
-
-
-def _tril(rng, n, condition=1.0):
-    below = np.tril(rng.standard_normal((n, D, D)), -1) * 0.4
-    on = np.exp(0.3 * rng.standard_normal((n, D))) * np.geomspace(1, 1 / condition, D)
-    return below + on[..., None] * np.eye(D)
-
-
-def _value(kind, rng, n):
-    if kind == "log_variance":
-        return rng.standard_normal((n, D))
-    if kind in ("scale", "variance"):
-        return np.exp(rng.standard_normal((n, D)))
-    factor = _tril(rng, n, 30.0)
-    return factor if kind == "scale_tril" else factor @ factor.swapaxes(1, 2)
-
-
-def _moved(kind, value, by, rng):
-    change = by[:, None, None] if value.ndim == 3 else by[:, None]
-    noise = rng.uniform(-1, 1, value.shape)
-    if kind in ("covariance_matrix", "precision_matrix"):
-        noise = 0.1 * (noise + noise.swapaxes(1, 2)) / 2
-        on = np.sqrt(np.einsum("nii->ni", value))
-        return value + change * noise * on[:, :, None] * on[:, None, :] / 30
-    return value + change * noise * (1 if kind == "log_variance" else value)
-
-
-def _distribution(kind, loc, value):
-    loc, value = (jnp.asarray(x, jnp.float32) for x in (loc, value))
-    name = "scale_diag" if kind == "scale" else kind
-    diagonal = value.ndim == loc.ndim
-    cls = kljax.MultivariateNormalDiag if diagonal else kljax.MultivariateNormal
-    return cls(loc, **{name: value})
-
-
-def _pair(kind_q, kind_p, seed=0, n=11):
-    """A batch, and another one some of whose members are near those of the first."""
-    rng = np.random.default_rng(seed)
-    loc = 100 + rng.standard_normal((n, D))
-    q = _distribution(kind_q, loc, _value(kind_q, rng, n))
-    m = len(SEPARATIONS)
-    if kind_q != kind_p:
-        return q, _distribution(
-            kind_p, 100 + rng.standard_normal((m, D)), _value(kind_p, rng, m)
-        )
-    by = np.array(SEPARATIONS)
-    value = _value(kind_q, np.random.default_rng(seed), 0)
-    value = np.float64(jax.tree.leaves(q)[1])[:m]
-    loc = np.float64(q.loc)[:m] + by[:, None] * rng.uniform(-1, 1, (m, D))
-    return q, _distribution(kind_p, loc, _moved(kind_p, value, by, rng))
-
-
-def _truth(q, p, i, j):
-    def spread(x, at):
-        ((name, value),) = ((k, v) for k, v in vars(x).items() if k != "loc" and v is not None)
-        return Spread("scale" if name == "scale_diag" else name, np.asarray(value)[at])
-
-    return float(
-        truth.gaussian(
-            np.asarray(q.loc)[i], spread(q, i), np.asarray(p.loc)[j], spread(p, j)
-        ).kl
-    )
-
-
-def _all(q, p):
-    """Every pair by the rule itself."""
-    return kljax.kl_divergence(
-        jax.tree.map(lambda a: a[:, None], q), jax.tree.map(lambda a: a[None, :], p)
-    )
-
+from kljax.batch import matrix, moments, nearest
 
 # Units of roundoff allowed where the rule computes: those of the rule, with its condition.
 KINDS = [
@@ -110,24 +36,21 @@ if FULL:
 def _judged(q, p):
     """The product of moments, which entries are in doubt, and the bound."""
     sides = moments.sides(q, p)
-    value, doubtful = moments.product(*sides, 2.0**-24)
-    with jax.enable_x64(True):
-        doubled = moments._outer(sides[0].features, sides[1].features)
-        bound = moments._bound(*sides, doubled + sides[1].constant[None, :])
-    return value, doubtful, bound
+    product = moments.product(*sides)
+    return product.value, product.doubtful(2.0**-24), product.error
 
 
 @pytest.mark.parametrize(("kind_q", "kind_p", "units"), KINDS, ids=lambda x: str(x))
 def test_pairwise_is_right(kind_q, kind_p, units):
-    q, p = _pair(kind_q, kind_p)
+    q, p = batches.pair(kind_q, kind_p)
     got = batch.pairwise(q, p)
     same = kind_q == kind_p
     doubtful = np.asarray(_judged(q, p)[1])
     rng = np.random.default_rng(1)
-    chosen = {(i, i) for i in range(len(SEPARATIONS))}
+    chosen = {(i, i) for i in range(len(batches.SEPARATIONS))}
     chosen |= set(zip(*(rng.integers(0, 8, 12) for _ in range(2)), strict=True))
     for i, j in chosen:
-        want = abs(_truth(q, p, i, j))
+        want = abs(float(batches.exact(q, p, i, j).kl))
         error = max(0.0, abs(float(got[i, j]) - want) - 1e-40)
         allowed = units if doubtful[i, j] else 1.01
         # Beside a doubtful pair the whole tile is computed by the rule.
@@ -146,12 +69,12 @@ def test_pairwise_is_right(kind_q, kind_p, units):
 @pytest.mark.parametrize("kind", ["scale", "precision_matrix"])
 def test_the_bound_holds(kind):
     """What float64 rounds away is below the bound, and the bound is not far above."""
-    q, p = _pair(kind, kind, seed=3)
+    q, p = batches.pair(kind, kind, seed=3)
     value, _, bound = (np.asarray(x) for x in _judged(q, p))
     ratios = []
     with mpmath.workdps(50):
         for i in range(8):
-            want = _truth(q, p, i, i)
+            want = float(batches.exact(q, p, i, i).kl)
             ratios.append(abs(float(value[i, i]) - want) / bound[i, i])
     assert max(ratios) <= 1
     assert max(ratios) > 1e-9
@@ -159,30 +82,12 @@ def test_the_bound_holds(kind):
 
 def test_without_the_bound_near_pairs_are_wrong():
     """The accuracy test above can fail: the product alone has few digits of a near pair."""
-    q, p = _pair("scale", "scale")
+    q, p = batches.pair("scale", "scale")
     value, doubtful, _ = (np.asarray(x) for x in _judged(q, p))
-    want = np.array([_truth(q, p, i, i) for i in (5, 6)])
+    want = np.array([float(batches.exact(q, p, i, i).kl) for i in (5, 6)])
     assert np.max(np.abs(np.diagonal(value)[5:7] / want - 1)) > 1e-4
     assert doubtful[5, 5]
     assert doubtful[6, 6]
-
-
-@kljax.record
-class _Exponential:
-    """A family without a product of moments, whose programs are small."""
-
-    rate: jax.Array = kljax.param(constraint="positive")
-
-
-@kljax.register_kl(_Exponential, _Exponential)
-def _kl(q, p):
-    """e^t - 1 - t for t = log(rate_p / rate_q)."""
-    return kljax.special.expm1_minus_x(jnp.log(p.rate / q.rate))
-
-
-def _exponentials():
-    rng = np.random.default_rng(0)
-    return tuple(_Exponential(jnp.float32(np.exp(rng.standard_normal(n)))) for n in (40, 33))
 
 
 def test_numbers():
@@ -197,69 +102,21 @@ def test_numbers():
 
 @pytest.mark.parametrize("block_bytes", [1 << 26, 500])
 def test_a_family_without_a_product(block_bytes):
-    q, p = _exponentials()
+    q, p = batches.exponentials()
     got = batch.pairwise(q, p, block_bytes=block_bytes)
-    np.testing.assert_array_equal(got, _all(q, p))
+    np.testing.assert_array_equal(got, by_rule(q, p))
     both = batch.pairwise(q, p, symmetrized=True, block_bytes=block_bytes)
     np.testing.assert_array_equal(both, got + batch.pairwise(p, q).T)
 
 
 def test_jeffreys():
-    q, p = _pair("scale", "scale")
+    q, p = batches.pair("scale", "scale")
     got = batch.pairwise(q, p, symmetrized=True, block_bytes=1000)
-    np.testing.assert_allclose(got, _all(q, p) + _all(p, q).T, rtol=1e-6)
-
-
-def _assert_equal_trees(got, want):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6 * np.max(np.abs(b)))
-
-
-def test_derivatives_tile_by_tile():
-    """Forward mode, reverse mode, both, and under vmap."""
-    q, p = _exponentials()
-    weights = jnp.float32(np.random.default_rng(2).standard_normal((40, 33)))
-
-    def derivatives(function):
-        def loss(q, p):
-            return jnp.sum(weights * function(q, p))
-
-        gradient = jax.grad(loss, argnums=(0, 1))
-        change = (q, _Exponential(p.rate * p.rate))
-        return [gradient(q, p), *(jax.jvp(f, (q, p), change) for f in (loss, gradient))]
-
-    def tiled(q, p):
-        return batch.pairwise(q, p, block_bytes=5000)
-
-    _assert_equal_trees(jax.jit(lambda: derivatives(tiled))(), derivatives(_all))
-    stacked = _Exponential(jnp.stack([q.rate, 2 * q.rate]))
-    mapped = jax.vmap(tiled, (0, None))(stacked, p)
-    np.testing.assert_allclose(mapped[1], _all(_Exponential(2 * q.rate), p), rtol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["scale", "scale_tril"] if FULL else ["scale"])
-def test_derivatives_are_those_of_the_rule(kind):
-    q, p = _pair(kind, kind)
-    weights = jnp.float32(np.random.default_rng(2).standard_normal((11, 8)))
-
-    def gradient(function):
-        def loss(q, p):
-            return jnp.sum(weights * function(q, p))
-
-        return jax.jit(jax.grad(loss, argnums=(0, 1)))(q, p)
-
-    _assert_equal_trees(gradient(batch.pairwise), gradient(_all))
-    # q_i and p_i are equal for i = 7, where the gradient is exactly 0.
-    itself = jax.jacfwd(lambda by: jnp.diagonal(batch.pairwise(_moved_by(q, by), q)))(0.0)
-    np.testing.assert_array_equal(itself, 0)
-
-
-def _moved_by(q, by):
-    return jax.tree.map(lambda a: a + by, q)
+    np.testing.assert_allclose(got, by_rule(q, p) + by_rule(p, q).T, rtol=1e-6)
 
 
 def test_an_invalid_value_is_nan_in_its_row_or_column():
-    q, p = _pair("scale", "scale")
+    q, p = batches.pair("scale", "scale")
     bad = kljax.MultivariateNormalDiag(q.loc, q.scale_diag.at[2, 3].set(-1.0))
     got = np.asarray(batch.pairwise(bad, p))
     np.testing.assert_array_equal(np.isnan(got), np.arange(11)[:, None] == np.full(8, 2))
@@ -270,14 +127,14 @@ def test_an_invalid_value_is_nan_in_its_row_or_column():
 
 @pytest.mark.parametrize(("block_bytes", "columns"), [(1 << 26, 2048), (3000, 6)])
 def test_top_k_is_the_sorted_matrix(block_bytes, columns, monkeypatch):
-    monkeypatch.setattr(matrix, "_COLUMNS", columns)
-    q, p = _pair("scale", "scale")
+    monkeypatch.setattr(nearest, "_COLUMNS", columns)
+    q, p = batches.pair("scale", "scale")
     # Every p twice: ties, of which the lower index comes first.
     twice = jax.tree.map(lambda a: jnp.concatenate([a, a]), p)
     full = np.asarray(batch.pairwise(q, twice))
     order = np.argsort(full, axis=1, kind="stable")[:, :5]
     values, index = batch.top_k(q, twice, 5, block_bytes=block_bytes)
-    if columns > 2 * len(SEPARATIONS):  # one block: the same program, so ties are exact
+    if columns > 2 * len(batches.SEPARATIONS):  # one block: the same program, so ties are exact
         np.testing.assert_array_equal(index, order)
     sorted_values = np.take_along_axis(full, order, 1)
     np.testing.assert_allclose(np.take_along_axis(full, index, 1), sorted_values, rtol=1e-6)
@@ -287,16 +144,18 @@ def test_top_k_is_the_sorted_matrix(block_bytes, columns, monkeypatch):
 
 
 def test_top_k_has_the_derivative_of_what_it_found():
-    q, p = _exponentials()
+    q, p = batches.exponentials()
     index = batch.top_k(q, p, 3)[1]
 
     def at(q, p):
         return jnp.sum(
-            kljax.kl_divergence(_Exponential(q.rate[:, None]), _Exponential(p.rate[index]))
+            kljax.kl_divergence(
+                batches.Exponential(q.rate[:, None]), batches.Exponential(p.rate[index])
+            )
         )
 
     got = jax.jit(jax.grad(lambda q, p: jnp.sum(batch.top_k(q, p, 3)[0]), argnums=(0, 1)))(q, p)
-    _assert_equal_trees(got, jax.grad(at, argnums=(0, 1))(q, p))
+    batches.assert_equal_trees(got, jax.grad(at, argnums=(0, 1))(q, p))
 
 
 def test_memory_is_bounded():
@@ -310,24 +169,15 @@ def test_memory_is_bounded():
     assert used < 2 * block_bytes + 2 * sides
 
 
-def test_memory_of_a_gradient_is_bounded():
-    n, block_bytes = 2000, 1 << 18
-
-    def loss(rates):
-        q = _Exponential(rates)
-        return jnp.sum(jnp.sin(batch.pairwise(q, q, block_bytes=block_bytes)))
-
-    program = jax.jit(jax.grad(loss)).lower(jax.ShapeDtypeStruct((n,), jnp.float32)).compile()
-    used = program.memory_analysis().temp_size_in_bytes
-    matrices = n * n * 4
-    assert used < 4 * matrices + 8 * block_bytes
-
-
 @pytest.mark.parametrize(
     ("call", "kind", "said"),
     [
         (lambda q: batch.pairwise(q, 1.0), TypeError, "p is a float"),
-        (lambda q: batch.pairwise(q, kljax.standard_normal(D)), ValueError, "batch shape ()"),
+        (
+            lambda q: batch.pairwise(q, kljax.standard_normal(batches.D)),
+            ValueError,
+            "batch shape ()",
+        ),
         (
             lambda q: batch.pairwise(
                 q, kljax.MultivariateNormalDiag(q.loc[:, :3], q.loc[:, :3])
@@ -352,7 +202,7 @@ def test_memory_of_a_gradient_is_bounded():
     ids=lambda x: x if isinstance(x, str) else "",
 )
 def test_sentences(call, kind, said):
-    q, _ = _pair("scale", "scale")
+    q, _ = batches.pair("scale", "scale")
     with pytest.raises(kind) as raised:
         call(q)
     assert said in str(raised.value)
@@ -360,7 +210,7 @@ def test_sentences(call, kind, said):
 
 
 def test_empty_batches():
-    q, p = _pair("scale", "scale")
+    q, p = batches.pair("scale", "scale")
     none = jax.tree.map(lambda a: a[:0], q)
     assert batch.pairwise(none, p).shape == (0, 8)
     assert batch.top_k(none, p, 2)[0].shape == (0, 2)
@@ -368,9 +218,11 @@ def test_empty_batches():
 
 
 def test_float64(x64):
-    q, p = _pair("scale", "scale")
+    q, p = batches.pair("scale", "scale")
     wide = jax.tree.map(lambda a: a.astype(jnp.float64), (q, p))
     got = np.asarray(batch.pairwise(*wide))
     assert got.dtype == np.float64
     for i in range(8):
-        assert abs(got[i, i] - _truth(q, p, i, i)) <= 1e-12 * _truth(q, p, i, i)
+        assert abs(got[i, i] - float(batches.exact(q, p, i, i).kl)) <= 1e-12 * float(
+            batches.exact(q, p, i, i).kl
+        )

@@ -8,9 +8,10 @@ p (Wainwright & Jordan 2008, section 3). With P = S_p^-1 and the means from a co
 
 so each q and each p is factorized once and N x M divergences are one product of an N x K and a
 K x M matrix, K = 2 d for diagonals and d (d + 3) / 2 otherwise. These terms cancel where q is
-almost p. The product is formed in float64, and `bound` says how far rounding can have moved
-it: the standard bounds for inner products, Cholesky factors and triangular inverses (Higham
-2002, chapters 3, 8 and 10), times sums of absolute values that cost d operations a pair.
+almost p. The product is formed in float64, and `product` says where rounding can have moved it
+too far: the standard bounds for inner products, Cholesky factors and triangular inverses
+(Higham 2002, chapters 3, 8 and 10), times sums of absolute values that cost d operations a
+pair. Derivatives are products too, with a bound of their own.
 """
 
 from __future__ import annotations
@@ -63,27 +64,71 @@ def sides(q: Any, p: Any) -> tuple[Side, Side]:
     with jax.enable_x64(True):
         q, p = (_as_vector(jax.tree.map(lambda x: x.astype(np.float64), x)) for x in (q, p))
         # The numbers being products of means, a far origin would cost their digits.
-        center = jnp.mean(p.loc, axis=0, keepdims=True)
+        center = lax.stop_gradient(jnp.mean(p.loc, axis=0, keepdims=True))
         q, p = (dataclasses.replace(x, loc=x.loc - center) for x in (q, p))
         of_q, of_p = (_dense_q, _dense_p) if dense else (_diagonal_q, _diagonal_p)
         return _lifted(of_q, q), _lifted(of_p, p)
 
 
-def product(q: Side, p: Side, tolerance: float) -> tuple[Array, Array]:
-    """Every KL(q_i ‖ p_j), and whether its rounding may exceed the relative tolerance."""
+class Product(NamedTuple):
+    """Every KL(q_i ‖ p_j) in nats as the product gives it, and what rounding may have done.
+
+    Attributes:
+        value: shape (N, M).
+        error: a bound on the absolute error of the value.
+        error_of_derivative: the same of the derivative, which is about as long as the value or,
+            where that is below 1, as its square root: if q is almost p it keeps more digits.
+    """
+
+    value: Array
+    error: Array
+    error_of_derivative: Array
+
+    def doubtful(self, tolerance: float) -> Array:
+        """Where the value may be off by more, relatively. Moments may have overflowed."""
+        with jax.enable_x64(True):
+            return ~((self.error <= tolerance * self.value) & (self.value < jnp.inf))
+
+    def steep(self, tolerance: float) -> Array:
+        """Where the derivative may be."""
+        with jax.enable_x64(True):
+            length = jnp.maximum(self.value, jnp.sqrt(self.value))
+            return ~((self.error_of_derivative <= tolerance * length) & (length < jnp.inf))
+
+
+def product(q: Side, p: Side) -> Product:
+    """The divergences, in float64."""
     with jax.enable_x64(True):
-        size = q.diagonal.shape[1]
-        doubled = _outer(q.features, p.features) + p.constant[None, :]
-        value = 0.5 * ((doubled - size) + (p.log_det[None, :] - q.log_det[:, None]))
-        return value, ~(_bound(q, p, doubled) <= tolerance * value)
+        value, doubled = _value(q, p)
+        terms, logarithms, amplified = _rounded(q, p, doubled)
+        size, width = q.diagonal.shape[1], q.features.shape[1]
+        conditioned = (8 * (size + 2)) * amplified
+        return Product(
+            value,
+            _UNIT * ((width + 4 * size + 16) * (terms + logarithms) + conditioned),
+            _UNIT * ((size + 16) * terms + conditioned),
+        )
 
 
-def _bound(q: Side, p: Side, doubled: Array) -> Array:
-    """A bound on |error| of the divergence; doubled is its trace and Mahalanobis term.
+def divergences(q: Side, p: Side) -> Array:
+    """Every KL(q_i ‖ p_j), however rounded."""
+    with jax.enable_x64(True):
+        return _value(q, p)[0]
 
-    With R = sum_a P_aa E[x_a^2] the absolute terms of the product add up to at most
-    2 r (R + reach), by Cauchy and Schwarz; r = 1 for diagonals, where moreover
-    R <= 2 doubled + 2 reach, and r = d for matrices.
+
+def _value(q: Side, p: Side) -> tuple[Array, Array]:
+    """Every divergence, and its trace and Mahalanobis term, doubled."""
+    doubled = _outer(q.features, p.features) + p.constant[None, :]
+    size = q.diagonal.shape[1]
+    return 0.5 * ((doubled - size) + (p.log_det[None, :] - q.log_det[:, None])), doubled
+
+
+def _rounded(q: Side, p: Side, doubled: Array) -> tuple[Array, Array, Array]:
+    """What rounding errors are proportional to: sums of absolute terms, and conditions.
+
+    `doubled` is the trace and Mahalanobis term. With R = sum_a P_aa E[x_a^2] the absolute
+    terms of the product add up to at most 2 r (R + reach), by Cauchy and Schwarz; r = 1 for
+    diagonals, where moreover R <= 2 doubled + 2 reach, and r = d for matrices.
     """
     size, width = q.diagonal.shape[1], q.features.shape[1]
     if width == 2 * size:
@@ -92,9 +137,7 @@ def _bound(q: Side, p: Side, doubled: Array) -> Array:
         terms = (2 * size) * (_outer(q.diagonal, p.diagonal) + p.reach[None, :])
     logarithms = q.log_size[:, None] + (p.log_size + size)[None, :]
     amplified = (q.condition[:, None] + p.condition[None, :]) * (doubled + size)
-    return _UNIT * (
-        (width + 4 * size + 16) * (terms + logarithms) + (8 * (size + 2)) * amplified
-    )
+    return terms, logarithms, amplified
 
 
 def _outer(a: Array, b: Array) -> Array:
@@ -179,8 +222,8 @@ def _dense_q(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     second = s.matrix + x.loc[:, None] * x.loc[None, :]
     zero = jnp.zeros(())
     return Side(
-        features=jnp.concatenate([_lower(second, 1.0), x.loc]),
-        diagonal=linalg.diagonal(second),
+        features=jnp.concatenate([_packed(second, 1.0), x.loc]),
+        diagonal=_diagonal(second),
         constant=zero,
         reach=zero,
         log_det=s.log_det,
@@ -191,10 +234,10 @@ def _dense_q(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
 
 def _dense_p(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     s = _precision(x)
-    weighted = linalg.matmul(s.matrix, x.loc[:, None])[:, 0]
-    on = linalg.diagonal(s.matrix)
+    weighted = _product(s.matrix, x.loc[:, None]).reshape(-1)
+    on = _diagonal(s.matrix)
     return Side(
-        features=jnp.concatenate([_lower(s.matrix, 2.0), -2 * weighted]),
+        features=jnp.concatenate([_packed(s.matrix, 2.0), -2 * weighted]),
         diagonal=on,
         constant=jnp.sum(weighted * x.loc),
         reach=jnp.sum(on * x.loc * x.loc),
@@ -204,21 +247,95 @@ def _dense_p(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     )
 
 
-def _lower(a: Array, off: float) -> Array:
-    """The lower triangle of a symmetric matrix, entries off the diagonal times `off`."""
-    rows, columns = np.tril_indices(a.shape[0])
-    return a[rows, columns] * np.where(rows == columns, 1.0, off)
+def _packed(a: Array, off: float) -> Array:
+    """The lower triangle of a symmetric matrix, entries off the diagonal times `off`.
+
+    The square below, and beside it both triangles as one rectangle (rectangular full packed
+    format, Gustavson et al. 2010): by index it would be slow in both passes.
+    """
+    d = a.shape[0]
+    top, bottom = d - d // 2, d // 2
+    weighted = a * (off + (1 - off) * np.eye(d))
+    (first, _), (square, last) = (
+        lax.split(rows, (top, bottom), axis=1) for rows in lax.split(weighted, (top, bottom))
+    )
+    below = np.tri(top, bottom + 1)
+    beside = jnp.concatenate([np.zeros((bottom, 1)), last.T], axis=1)
+    if top > bottom:
+        beside = jnp.concatenate([beside, np.zeros((1, bottom + 1))])
+    else:
+        first = jnp.concatenate([first, np.zeros((top, 1))], axis=1)
+    rectangle = below * first + (1 - below) * beside
+    return jnp.concatenate([square.reshape(-1), rectangle.reshape(-1)])
+
+
+# The derivatives of these are products and sums alone, which JAX can transpose in float64
+# inside a float32 program; the constants that it makes for slices it rounds to float32.
+
+
+def _dot(a: Array, b: Array) -> Array:
+    return lax.dot_general(a, b, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
+@jax.custom_jvp
+def _diagonal(a: Array) -> Array:
+    return linalg.diagonal(a)
+
+
+@_diagonal.defjvp
+def _diagonal_jvp(primals, tangents):
+    change = jnp.sum(tangents[0] * np.eye(tangents[0].shape[0]), axis=1)
+    return _diagonal(*primals), change
+
+
+@jax.custom_jvp
+def _product(a: Array, b: Array) -> Array:
+    return linalg.matmul(a, b)
+
+
+@_product.defjvp
+def _product_jvp(primals, tangents):
+    (a, b), (da, db) = primals, tangents
+    return _product(a, b), _dot(da, b) + _dot(a, db)
+
+
+@jax.custom_jvp
+def _inverse_lower(lower: Array) -> Array:
+    return linalg.inverse_lower(lower)
+
+
+@_inverse_lower.defjvp
+def _inverse_lower_jvp(primals, tangents):
+    inverse = _inverse_lower(*primals)
+    change = tangents[0] * np.tri(inverse.shape[0])
+    return inverse, -_dot(_dot(inverse, change), inverse)
+
+
+@jax.custom_jvp
+def _cholesky(matrix: Array) -> Array:
+    return linalg.cholesky(matrix)
+
+
+@_cholesky.defjvp
+def _cholesky_jvp(primals, tangents):
+    """L times the lower half of L^-1 dS L^-T."""
+    factor = _cholesky(*primals)
+    inverse = _inverse_lower(factor)
+    whitened = _dot(_dot(inverse, tangents[0]), inverse.T)
+    half = np.tri(factor.shape[0]) - 0.5 * np.eye(factor.shape[0])
+    return factor, _dot(factor, whitened * half)
 
 
 def _covariance(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
     if isinstance(x, MultivariateNormalDiag):
         return _from_diagonal(x, 1.0)
     if x.precision_matrix is not None:
-        return _inverse(*_cholesky(x.precision_matrix), -2.0)
+        return _inverse(*_factor(x.precision_matrix), -2.0)
     if x.covariance_matrix is not None:
         return _itself(linalg.symmetrize(x.covariance_matrix), 2.0)
-    square = linalg.matmul(x.scale_tril, x.scale_tril.T)
-    return _Matrix(square, *_logarithms(x.scale_tril, 2.0), jnp.zeros(()))
+    lower = x.scale_tril * np.tri(x.scale_tril.shape[0])
+    square = _product(lower, lower.T)
+    return _Matrix(square, *_logarithms(lower, 2.0), jnp.zeros(()))
 
 
 def _precision(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
@@ -227,14 +344,14 @@ def _precision(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
     if x.precision_matrix is not None:
         return _itself(linalg.symmetrize(x.precision_matrix), -2.0)
     if x.covariance_matrix is not None:
-        return _inverse(*_cholesky(x.covariance_matrix), 2.0)
+        return _inverse(*_factor(x.covariance_matrix), 2.0)
     return _inverse(x.scale_tril, _skeel(x.scale_tril), 2.0)
 
 
 def _from_diagonal(x: MultivariateNormalDiag, power: float) -> _Matrix:
     variance, log_variance = _variance(x)
     return _Matrix(
-        jnp.diag(variance if power > 0 else 1 / variance),
+        linalg.on_diagonal(variance if power > 0 else 1 / variance),
         jnp.sum(log_variance),
         jnp.sum(jnp.abs(log_variance)),
         jnp.zeros(()),
@@ -243,19 +360,19 @@ def _from_diagonal(x: MultivariateNormalDiag, power: float) -> _Matrix:
 
 def _itself(matrix: Array, sign: float) -> _Matrix:
     """A matrix that is used as it was given; its factor gives log |S|."""
-    factor, (_, condition) = _cholesky(matrix)
+    factor, (_, condition) = _factor(matrix)
     return _Matrix(matrix, *_logarithms(factor, sign), condition)
 
 
 def _inverse(factor: Array, skeel: tuple[Array, Array], sign: float) -> _Matrix:
     """(factor factor^T)^-1."""
     inverse, condition = skeel
-    square = linalg.matmul(inverse.T, inverse)
+    square = _product(inverse.T, inverse)
     return _Matrix(square, *_logarithms(factor, sign), condition)
 
 
-def _cholesky(matrix: Array) -> tuple[Array, tuple[Array, Array]]:
-    factor = linalg.cholesky(linalg.symmetrize(matrix))
+def _factor(matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+    factor = _cholesky(linalg.symmetrize(matrix))
     return factor, _skeel(factor)
 
 
@@ -264,7 +381,7 @@ def _skeel(lower: Array) -> tuple[Array, Array]:
 
     That norm is Skeel's condition (1979); the rows' sums stand for their lengths.
     """
-    inverse = linalg.solve_lower(lower, jnp.eye(lower.shape[0], dtype=lower.dtype))
+    inverse = _inverse_lower(lower)
     sums = jnp.sum(jnp.abs(lower), axis=1, keepdims=True)
     grown = jnp.sum(jnp.abs(inverse) * sums.T, axis=1)
     return inverse, jnp.sum(grown * grown)
@@ -272,5 +389,5 @@ def _skeel(lower: Array) -> tuple[Array, Array]:
 
 def _logarithms(factor: Array, sign: float) -> tuple[Array, Array]:
     """Log |S| and the sum of absolute logarithms, for S = (factor factor^T)^(sign / 2)."""
-    logarithms = jnp.log(linalg.diagonal(factor))
+    logarithms = jnp.log(_diagonal(factor))
     return sign * jnp.sum(logarithms), 2 * jnp.sum(jnp.abs(logarithms))
