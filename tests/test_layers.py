@@ -44,7 +44,16 @@ FLOORS = [
         "families.state_space",
         "families.state_space_laws",
     ],
-    ["batch.moments", "batch.matrix", "batch.fields", "batch.stream", "batch"],
+    [
+        "batch.moments",
+        "batch.tiles",
+        "batch.panels",
+        "batch.nearest",
+        "batch.matrix",
+        "batch.fields",
+        "batch.stream",
+        "batch",
+    ],
     # The objective of a VAE; one name a line, in the order of who may use whom.
     [
         "vae._inputs",
