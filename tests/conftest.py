@@ -26,6 +26,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("kljax")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Lightly compiled tests first: between the two kinds everything is compiled anew."""
+    items.sort(key=lambda item: "light" not in item.keywords)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """A test marked `light` compiles with few optimizations, its fixtures too."""

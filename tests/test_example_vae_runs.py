@@ -225,12 +225,18 @@ def command(tmp_path: Path, out: str, **given: Any) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def start(arguments: list[str], devices: int = 1) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], devices: int = 1, programs: Path | None = None
+) -> subprocess.Popen[str]:
+    """Runs the example; what it compiles is kept in, and taken from, the folder `programs`."""
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     # Compiled lightly: runs are compared with each other.
     share = f"--xla_force_host_platform_device_count={devices}"
     light = "--xla_backend_optimization_level=0"
     settings = {"PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"{share} {light}"}
+    if programs:
+        settings["JAX_COMPILATION_CACHE_DIR"] = str(programs)
+        settings["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return subprocess.Popen(
         [sys.executable, str(ROOT / "examples" / "vae_digits.py"), *arguments],
         env=os.environ | settings,
@@ -260,8 +266,8 @@ def last_state(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_killed_run_that_is_resumed_equals_the_straight_run_bit_for_bit(tmp_path):
-    straight = start(command(tmp_path, "straight"))
-    killed = start(command(tmp_path, "killed"))
+    straight = start(command(tmp_path, "straight", steps=300))
+    killed = start(command(tmp_path, "killed", steps=300), programs=tmp_path / "programs")
     folder = tmp_path / "killed" / "checkpoints"
     try:
         while not any(path.name in ("60", "90") for path in folder.glob("[0-9]*")):
@@ -278,7 +284,8 @@ def test_a_killed_run_that_is_resumed_equals_the_straight_run_bit_for_bit(tmp_pa
     text = (whole / "metrics.csv").read_text()
     assert len((part / "metrics.csv").read_text()) < 0.9 * len(text)
     assert not (part / "summary.json").exists()
-    finished(start([*command(tmp_path, "killed"), "--resume"]))
+    again = [*command(tmp_path, "killed", steps=300), "--resume"]
+    finished(start(again, programs=tmp_path / "programs"))
     assert (part / "metrics.csv").read_text() == text
     assert (part / "summary.json").read_text() == (whole / "summary.json").read_text()
     ours, theirs = last_state(part), last_state(whole)
