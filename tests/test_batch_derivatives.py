@@ -149,6 +149,7 @@ def test_no_tile_some_tiles_and_all_tiles_by_the_rule(near, tiles):
     _assert_rows_agree(_gradient(weights, q, p), want, 1e-6)
 
 
+@pytest.mark.light
 def test_derivatives_tile_by_tile():
     """Forward mode, reverse mode, both, and under vmap."""
     q, p = batches.exponentials()

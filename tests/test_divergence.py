@@ -69,7 +69,7 @@ def test_largest_factors_are_divided_by(size, ratio):
 
 
 @pytest.mark.light
-@pytest.mark.parametrize("size", [6, 9, 16, 20, 64, 150, 260])
+@pytest.mark.parametrize("size", [6, 9, 16, 20, 64, 260])
 def test_factors_of_every_arrangement(size):
     """Values and gradients by the textbook's formulas in float64."""
     rng = rng_for("arrangement", size)
@@ -148,9 +148,8 @@ _KNOWN = {
     ("name", "spread"),
     [
         ("standard_normal", "scale_diag"),
-        ("standard_normal", "variance"),
         ("standard_normal", "log_variance"),
-        ("numbers", "log_variance"),
+        ("numbers", "variance"),
         ("log_variance", "scale_diag"),
     ],
 )

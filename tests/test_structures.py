@@ -106,6 +106,7 @@ _value_and_grad = jax.value_and_grad(kljax.kl_divergence, argnums=(0, 1))
 # ---- the numbers ----------------------------------------------------------------------------
 
 
+@pytest.mark.light
 @pytest.mark.parametrize(("q_family", "p_family"), NEW_PAIRS, **IDS)
 def test_every_mix_is_the_textbook_in_float64(q_family, p_family, x64):
     """Op by op, so that every operation is compiled once for all pairs."""
@@ -163,6 +164,7 @@ _COMPARED_WITH_FULL = {
 }
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("family", FAMILIES[2:], **IDS)
 def test_one_distribution_is_the_multivariate_normal(family, x64):
     x = to_dtype(draw(family, rng_for("single", family)), jnp.float64)
@@ -306,6 +308,7 @@ def _near_truth(q: Any, p: Any) -> float:
     return float((np.sum(gaps) + np.sum(delta**2)) / 2)
 
 
+@pytest.mark.light
 def test_different_ranks_and_blocks():
     with jax.disable_jit():
         _check_different_ranks_and_blocks(rng_for("ranks"))
@@ -394,6 +397,7 @@ def test_check_says_what_is_wrong(x, sentence):
         kljax.check(x)
 
 
+@pytest.mark.light
 def test_invalid_values_are_nan():
     with jax.disable_jit():
         ones = jnp.ones(D)
