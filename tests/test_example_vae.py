@@ -94,6 +94,7 @@ def test_a_run_of_the_digits_whole_and_interrupted(tmp_path, capsys, monkeypatch
         assert (part / name).read_text() == (whole / name).read_text()
 
 
+@pytest.mark.skipif("KLJAX_FULL" not in os.environ, reason="slow; KLJAX_FULL=1 runs it")
 def test_a_run_of_a_file_with_full_covariance(tmp_path, capsys):
     digits: Any = load_digits()
     path = tmp_path / "mine.npz"
