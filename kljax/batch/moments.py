@@ -76,9 +76,9 @@ class Product(NamedTuple):
     Attributes:
         value: shape (N, M).
         error: a bound on the absolute error of the value.
-        error_of_derivative: the same of the derivative, measured in the spreads of q and p. Its
-            length is about the value or, where that is below 1, the square root of it: if q is
-            almost p it keeps more digits than the value.
+        error_of_derivative: by the same sums for the derivative, measured in the spreads of q
+            and p. Its length is about the value or, where that is below 1, the square root of
+            it: if q is almost p it keeps more digits than the value.
     """
 
     value: Array

@@ -75,17 +75,12 @@ def _change_at(plan: Plan, index: Array, of_q: Any, of_p: Any) -> Array:
     """The derivative of the divergences at given columns, some rows at a time."""
     n, k = index.shape
     height = max(1, min(n, plan.derivative_tile**2 // k))
-    chosen = jax.checkpoint(lambda x, y: jax.vmap(_tile_row)(x, y))
 
     def rows(block: tuple[Any, Any, Array]) -> Array:
-        x, dx, at = block
-        y, dy = jax.tree.map(lambda a: a[at], of_p)
-        return jax.jvp(chosen, (x, y), (dx, dy))[1]
+        x = jax.tree.map(lambda a: a[:, None], block[:2])
+        y = jax.tree.map(lambda a: a[block[2]], of_p)
+        return jax.vmap(tiles.change_of_tile)(x, y)
 
     if not n:
         return jnp.zeros((0, k), jax.tree.leaves(of_q)[0].dtype)
     return lax.map(rows, tiles.blocks((*of_q, index), height)).reshape(-1, k)[:n]
-
-
-def _tile_row(q: Any, p: Any) -> Array:
-    return tiles.tile(jax.tree.map(lambda a: a[None], q), p)[0]
