@@ -29,8 +29,8 @@ def pairwise(
     where a bound on its rounding, computed beside it, is below 2^-24 of its value (2^-40 for
     float64 parameters); the others are computed by the rule of `kl_divergence`. So the
     relative error is at most 2^-23 plus that of `kl_divergence`, an entry is never negative,
-    and exactly 0 where q_i is p_j. Derivatives are products too, with a bound of their own, or
-    by the rule. Other registered pairs are computed by their rule.
+    and exactly 0 where q_i is p_j. Derivatives are products too where an estimate of their
+    rounding allows it, else by the rule. Other registered pairs are computed by their rule.
 
     Args:
         q: distributions with one batch axis, of size N.

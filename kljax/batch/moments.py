@@ -11,7 +11,7 @@ K x M matrix, K = 2 d for diagonals and d (d + 3) / 2 otherwise. These terms can
 almost p. The product is formed in float64, and `product` says where rounding can have moved it
 too far: the standard bounds for inner products, Cholesky factors and triangular inverses
 (Higham 2002, chapters 3, 8 and 10), times sums of absolute values that cost d operations a
-pair. Derivatives are products too, with a bound of their own.
+pair. Derivatives are products too; what rounding does to them is estimated by the same sums.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The matrix of all pairs, panel by panel of rows, and its derivative.
 
-Values and derivatives are products of matrices (`moments`) where a bound says that these are
-right, else the rule of the pair on tiles. Each has a bound of its own.
+Values are products of matrices (`moments`) where a bound says that these are right, derivatives
+where an estimate does; else it is the rule of the pair, on tiles.
 """
 
 from __future__ import annotations
