@@ -12,7 +12,9 @@ evaluate x / (y y), which overflows early; a product with a reciprocal is left a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +61,7 @@ def _log_variance_ratio_jvp(primals, tangents):
 def _log_ratio(q: Diagonal, p: Diagonal) -> Doubled:
     """log(v_q / v_p) to twice the digits."""
     if isinstance(q, LogVariance) and isinstance(p, LogVariance):
-        return doubled.two_sum(q.value, -p.value)
+        return doubled.two_difference(q.value, p.value)
     return doubled.subtract(q.log_variance(), p.log_variance())
 
 
@@ -232,31 +234,56 @@ def _times_difference(slope: Array, tangent: Array) -> Array:
     return slope * (tangent / one)
 
 
-@jax.custom_jvp
-def add_up(x: Array) -> Array:
-    """The sum over coordinates.
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def total(by_coordinate: Callable[..., Array], *x: Any) -> Array:
+    """The sum over coordinates of a function of each; x are trees of arrays of one length."""
+    if not jnp.ndim(jax.tree.leaves(x)[0]):
+        return by_coordinate(*x)
+    # Traced once, however many strips there are.
+    function = jax.jit(by_coordinate)
+    return lax.platform_dependent(
+        *x,
+        cpu=lambda *x: _total_by_strips(function, x),
+        default=lambda *x: jnp.sum(function(*x)),
+    )
 
-    XLA's loops for CPUs add what they compute on the way one by one. So a few strips are
-    added as vectors, in the loop that computes them, and a product with ones adds the rest.
+
+@total.defjvp
+def _total_jvp(by_coordinate, primals, tangents):
+    changes = jax.jvp(by_coordinate, primals, tangents)[1]
+    return total(by_coordinate, *primals), jnp.sum(changes)
+
+
+def _total_by_strips(function: Callable[..., Array], x: Any) -> Array:
+    """A few strips added as vectors, in the loop that computes them; the rest by products.
+
+    XLA's loops for CPUs would add what they compute on the way one by one. The strips of a
+    block lie side by side, since a loop that reads far apart reads slowly; and each has a call
+    of its own, since of slices of one result LLVM does not know that they overlap no other.
     """
-    if not x.ndim:
-        return x
-    return lax.platform_dependent(x, cpu=_add_up_by_product, default=jnp.sum)
+    size = jax.tree.leaves(x)[0].shape[0]
+    width, strips = _strips(size)
+    blocks = jax.tree.map(lambda a: jnp.reshape(a, (-1, strips, width)), x)
+    parts = (function(*jax.tree.map(lambda a, i=i: a[:, i], blocks)) for i in range(strips))
+    return _add_up(_add_up(functools.reduce(jnp.add, parts)))
 
 
-def _add_up_by_product(x: Array) -> Array:
-    size = x.shape[0]
-    strips = next((n for n in (8, 4, 2) if size >= 16 * n and size % n == 0), 1)
-    width = size // strips
-    total = x[:width]
-    for i in range(1, strips):
-        total = total + x[i * width : (i + 1) * width]
-    ones = jnp.ones(width, x.dtype)
-    contract = (((0,), (0,)), ((), ()))
-    return lax.dot_general(total, ones, contract, precision=lax.Precision.HIGHEST)
+def _strips(size: int) -> tuple[int, int]:
+    """How long strips are, and how many are in a block.
+
+    Not below 16: where what is added depends on another computation, LLVM makes vectors only
+    of loops that are that long.
+    """
+    for multiple in (16, 8, 1):
+        for width in range(16, 65, multiple):
+            for strips in (4, 5, 3, 2, 7):
+                if size % (width * strips) == 0:
+                    return width, strips
+    return size, 1
 
 
-@add_up.defjvp
-def _add_up_jvp(primals, tangents):
-    (x,), (dx,) = primals, tangents
-    return add_up(x), jnp.sum(dx)
+def _add_up(x: Array) -> Array:
+    """Over the last axis, as a product with ones."""
+    ones = jnp.ones(x.shape[-1], x.dtype)
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    return lax.dot_general(x, ones, contract, precision=lax.Precision.HIGHEST)

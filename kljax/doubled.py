@@ -38,6 +38,14 @@ def two_sum(a: Array, b: Array) -> Doubled:
     return Doubled(total, jnp.where(jnp.isfinite(total), error, 0))
 
 
+def two_difference(a: Array, b: Array) -> Doubled:
+    """A - b without error."""
+    total = a - b
+    part = total - a
+    error = (a - (total - part)) - (b + part)
+    return Doubled(total, jnp.where(jnp.isfinite(total), error, 0))
+
+
 def _split(a: Array) -> tuple[Array, Array]:
     """A as a sum of two numbers of half the digits, by masking bits."""
     bits = jnp.finfo(a.dtype).bits

@@ -182,9 +182,9 @@ def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
     """Dispersion and location, each a sum of non-negative terms."""
     delta = q.loc - p.loc
     match _structure(q), _structure(p):
-        case (Diagonal(), Diagonal()):
-            dispersion, location = _by_coordinate(q, p)
-            return coordinates.add_up(dispersion), coordinates.add_up(location)
+        case (Diagonal() as s, Diagonal() as t):
+            dispersion = coordinates.total(coordinates.dispersion, s, t)
+            return dispersion, coordinates.total(coordinates.location, delta, t)
         case (ScaleTril() as s, ScaleTril() as t):
             return factors.groups(s.value, t.value, delta)
         case (Covariance(), Covariance()):
@@ -197,12 +197,13 @@ def _groups(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
             return matrices.dispersion(m), matrices.location(delta, factored)
 
 
-def _by_coordinate(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
-    """Dispersion and location of every coordinate."""
-    s, t = _structure(q), _structure(p)
-    assert isinstance(s, Diagonal)
-    assert isinstance(t, Diagonal)
-    return coordinates.dispersion(s, t), coordinates.location(q.loc - p.loc, t)
+def _by_coordinate(q_loc: Array, q: Diagonal, p_loc: Array, p: Diagonal) -> Array:
+    return coordinates.dispersion(q, p) + coordinates.location(q_loc - p_loc, p)
+
+
+def _by_coordinate_from_unit(q_loc: Array, q: Diagonal, p_loc: Array) -> Array:
+    delta = q_loc - p_loc
+    return coordinates.dispersion_from_unit(q) + (0.5 * delta) * delta
 
 
 def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
@@ -222,9 +223,8 @@ def _trace_and_log_det(q: Gaussian, p: Gaussian) -> tuple[Array, Array]:
 def _kl(q: Gaussian, p: Gaussian) -> Array:
     """KL = (tr(S_p^-1 S_q) - d + log |S_p| - log |S_q| + |m_q - m_p|^2_p) / 2."""
     match _structure(q), _structure(p):
-        case (Diagonal(), Diagonal()):
-            dispersion, location = _by_coordinate(q, p)
-            return coordinates.add_up(dispersion + location)
+        case (Diagonal() as s, Diagonal() as t):
+            return coordinates.total(_by_coordinate, q.loc, s, p.loc, t)
         case (ScaleTril() as s, ScaleTril() as t):
             return smallfactors.total(s.value, t.value, q.loc - p.loc)
         case _:
@@ -234,10 +234,9 @@ def _kl(q: Gaussian, p: Gaussian) -> Array:
 
 def _kl_from_unit(q: Gaussian, loc: Array) -> Array:
     """KL(q ‖ N(loc, I)) = sum_i (v_i - 1 - log v_i + (m_i - loc_i)^2) / 2."""
-    structure, delta = _structure(q), q.loc - loc
-    assert isinstance(structure, Diagonal)
-    dispersion = coordinates.dispersion_from_unit(structure)
-    return coordinates.add_up(dispersion + (0.5 * delta) * delta)
+    spread = _structure(q)
+    assert isinstance(spread, Diagonal)
+    return coordinates.total(_by_coordinate_from_unit, q.loc, spread, loc)
 
 
 def _terms(q: Gaussian, p: Gaussian) -> GaussianTerms:

@@ -3,8 +3,9 @@
     python tests/benchmarks/limits.py [--rounds 15]
 
 In each round every program is timed once: kljax, the textbook formula in jax.numpy, and a part
-that no formula can do without: for diagonal Gaussians the sum of the inputs over coordinates,
-for low rank the three products W^T W of the factors.
+that no formula can do without: for diagonal Gaussians the sum of the inputs over coordinates
+and, with gradient, outputs that read what their formulas need; for low rank the three products
+W^T W of the factors.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +22,17 @@ import numpy as np
 from jax import Array, lax
 
 import kljax
-from kljax.coordinates import add_up
+from kljax.coordinates import total
 
 DIAGONAL = ((100_000, 64), (1_000, 1024), (1_000_000, 16))
 LOW_RANK = ((1, 2000, 10), (8, 2000, 10), (64, 2000, 10))
-_sums = jax.vmap(add_up)
 
 
 # ---- diagonal: means and log-variances, with the sum over coordinates that kljax has --------
+
+
+def _sums(of_each: Callable[..., Array]) -> Callable[..., Array]:
+    return jax.vmap(lambda *x: total(of_each, *x))
 
 
 def general(m: Array, a: Array, n: Array, b: Array) -> Array:
@@ -35,12 +40,21 @@ def general(m: Array, a: Array, n: Array, b: Array) -> Array:
     return kljax.kl_divergence(q, kljax.MultivariateNormalDiag(n, log_variance=b))
 
 
+@_sums
 def general_textbook(m: Array, a: Array, n: Array, b: Array) -> Array:
-    return 0.5 * _sums(jnp.exp(a - b) + (m - n) ** 2 * jnp.exp(-b) - 1 - (a - b))
+    return 0.5 * (jnp.exp(a - b) + (m - n) ** 2 * jnp.exp(-b) - 1 - (a - b))
 
 
+@_sums
 def general_part(m: Array, a: Array, n: Array, b: Array) -> Array:
-    return _sums(m + a + n + b)
+    return m + a + n + b
+
+
+def general_part_gradient(m: Array, a: Array, n: Array, b: Array) -> tuple[Array, ...]:
+    """Each by the arguments that its formula needs; XLA gives each a loop of its own."""
+    by_m = (m - n) * b
+    sums = general_part(m, a, n, b)
+    return jnp.sum(sums), by_m, a - b, -by_m, (m - n) * a * b
 
 
 def standard(m: Array, a: Array) -> Array:
@@ -48,12 +62,18 @@ def standard(m: Array, a: Array) -> Array:
     return kljax.kl_divergence(q, kljax.standard_normal(m.shape[-1]))
 
 
+@_sums
 def standard_textbook(m: Array, a: Array) -> Array:
-    return 0.5 * _sums(jnp.exp(a) + m * m - 1 - a)
+    return 0.5 * (jnp.exp(a) + m * m - 1 - a)
 
 
+@_sums
 def standard_part(m: Array, a: Array) -> Array:
-    return _sums(m + a)
+    return m + a
+
+
+def standard_part_gradient(m: Array, a: Array) -> tuple[Array, ...]:
+    return jnp.sum(standard_part(m, a)), 2 * m, 2 * a
 
 
 # ---- low rank: means, factors and diagonals -------------------------------------------------
@@ -96,7 +116,15 @@ def _gram(a: Array, b: Array) -> Array:
 
 # ---- rounds ---------------------------------------------------------------------------------
 
-_Case = tuple[str, tuple[Callable[..., Array], ...], list[Array]]
+
+class _Case(NamedTuple):
+    """Programs for one size; `parts` are what values, and gradients, cannot do without."""
+
+    name: str
+    own: Callable[..., Array]
+    textbook: Callable[..., Array]
+    parts: tuple[Callable[..., Any] | None, Callable[..., Any] | None]
+    inputs: list[Array]
 
 
 def _cases() -> Iterator[_Case]:
@@ -107,15 +135,16 @@ def _cases() -> Iterator[_Case]:
 
     for n, d in DIAGONAL:
         inputs = [normal(n, d) for _ in range(4)]
-        yield f"general ({n}, {d})", (general, general_textbook, general_part), inputs
-        programs = (standard, standard_textbook, standard_part)
-        yield f"standard prior ({n}, {d})", programs, inputs[:2]
+        parts = general_part, general_part_gradient
+        yield _Case(f"general ({n}, {d})", general, general_textbook, parts, inputs)
+        name, parts = f"standard prior ({n}, {d})", (standard_part, standard_part_gradient)
+        yield _Case(name, standard, standard_textbook, parts, inputs[:2])
     for n, d, rank in LOW_RANK:
         inputs = [
             x for _ in "qp" for x in (normal(n, d), normal(n, d, rank), jnp.exp(normal(n, d)))
         ]
-        programs = (low_rank, low_rank_textbook, low_rank_part)
-        yield f"low rank ({n}, {d}, {rank})", programs, inputs
+        name, parts = f"low rank ({n}, {d}, {rank})", (low_rank_part, None)
+        yield _Case(name, low_rank, low_rank_textbook, parts, inputs)
 
 
 def _seconds(program: Callable[..., Array], inputs: list[Array]) -> float:
@@ -128,23 +157,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    for name, of, inputs in _cases():
-        every = tuple(range(len(inputs)))
-        programs = {f.__name__: jax.jit(f) for f in of}
-        for f in of[:2]:
-            slope = jax.value_and_grad(lambda *x, f=f: f(*x).sum(), every)
-            programs[f"{f.__name__}, gradient"] = jax.jit(slope)
-        for program in programs.values():
-            _seconds(program, inputs)
-        taken = {key: [] for key in programs}
-        for _ in range(rounds):
-            for key, program in programs.items():
-                taken[key].append(_seconds(program, inputs))
-        own = statistics.median(taken[of[0].__name__])
-        print(name)
-        for key, times in taken.items():
-            median = statistics.median(times)
-            print(f"  {key:30} {1e3 * median:8.2f} ms {median / own:6.2f}", flush=True)
+    for case in _cases():
+        print(case.name)
+        _compare("value", rounds, case.inputs, case.own, case.textbook, case.parts[0])
+        every = tuple(range(len(case.inputs)))
+        own, textbook = (
+            jax.value_and_grad(lambda *x, f=f: f(*x).sum(), every)
+            for f in (case.own, case.textbook)
+        )
+        _compare("with gradient", rounds, case.inputs, own, textbook, case.parts[1])
+
+
+def _compare(
+    what: str, rounds: int, inputs: list[Array], *of: Callable[..., Any] | None
+) -> None:
+    """Prints medians of interleaved rounds, and their ratios to the first program."""
+    names = ("kljax", "textbook", "a part of it")
+    programs = {name: jax.jit(f) for name, f in zip(names, of, strict=True) if f is not None}
+    for program in programs.values():
+        _seconds(program, inputs)
+    taken = {name: [] for name in programs}
+    for _ in range(rounds):
+        for name, program in programs.items():
+            taken[name].append(_seconds(program, inputs))
+    own = statistics.median(taken["kljax"])
+    for name, times in taken.items():
+        median = statistics.median(times)
+        print(f"  {what:14} {name:13}{1e3 * median:8.2f} ms {median / own:6.2f}", flush=True)
 
 
 if __name__ == "__main__":

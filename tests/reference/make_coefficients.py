@@ -11,8 +11,7 @@ mpmath.mp.dps = 60
 
 # Of (e^x - 1 - x) / x^2 and of (atanh(sqrt t) / sqrt t - 1) / t: terms in single and double.
 FITS = {
-    "_PHI": (-1.25, 1.25, 9, 16),
-    "_PHI_REST": (-0.3475, 0.3475, 5, 11),
+    "_PHI": (-0.7, 0.7, 7, 13),
     "_ATANH": (0, 0.3605, 8, 18),
 }
 
