@@ -5,7 +5,7 @@
 In each round every program is timed once: kljax, the textbook formula in jax.numpy, and a part
 that no formula can do without: for diagonal Gaussians the sum of the inputs over coordinates
 and, with gradient, outputs that read what their formulas need; for low rank the three products
-W^T W of the factors.
+W^T W of the factors; for all pairs of matrices the inverses, squares and their product.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ import numpy as np
 from jax import Array, lax
 
 import kljax
+from kljax import linalg
 from kljax.coordinates import total
 
 DIAGONAL = ((100_000, 64), (1_000, 1024), (1_000_000, 16))
 LOW_RANK = ((1, 2000, 10), (8, 2000, 10), (64, 2000, 10))
+PAIRWISE = (200, 16)
 
 
 # ---- diagonal: means and log-variances, with the sum over coordinates that kljax has --------
@@ -114,6 +116,45 @@ def _gram(a: Array, b: Array) -> Array:
     return lax.dot_general(a, b, (((2,), (2,)), ((0,), (0,))), precision="highest")
 
 
+# ---- all pairs of matrices: means and factors -----------------------------------------------
+
+
+def all_pairs(m: Array, lq: Array, n: Array, lp: Array) -> Array:
+    q = kljax.MultivariateNormal(m, lq)
+    return kljax.batch.pairwise(q, kljax.MultivariateNormal(n, lp))
+
+
+def all_pairs_textbook(m: Array, lq: Array, n: Array, lp: Array) -> Array:
+    """The product of moments in float64, with nothing that says how right it is."""
+    with jax.enable_x64(True):
+        m, lq, n, lp = (x.astype(np.float64) for x in (m, lq, n, lp))
+        moments, precisions = _squares(lq, lp)
+        moments = moments + m[:, :, None] * m[:, None, :]
+        weighted = (precisions * n[:, None, :]).sum(2)
+        of_q = jnp.concatenate([moments.reshape(len(m), -1), m], axis=1)
+        of_p = jnp.concatenate([precisions.reshape(len(n), -1), -2 * weighted], axis=1)
+        doubled = _outer(of_q, of_p) + (weighted * n).sum(1) - m.shape[1]
+        log_det = 2 * (_log_diagonal(lp)[None, :] - _log_diagonal(lq)[:, None])
+        return (0.5 * (doubled + log_det)).astype(np.float32)
+
+
+def all_pairs_part(m: Array, lq: Array, n: Array, lp: Array) -> Array:
+    """The inverses, the squares of both sides and their product, in float64."""
+    del m, n
+    with jax.enable_x64(True):
+        sides = _squares(lq.astype(np.float64), lp.astype(np.float64))
+        return _outer(*(x.reshape(x.shape[0], -1) for x in sides)).astype(np.float32)
+
+
+def _squares(lq: Array, lp: Array) -> tuple[Array, Array]:
+    inverse = jax.vmap(linalg.inverse_lower)(lp)
+    return _gram(lq, lq), _gram(inverse.mT, inverse.mT)
+
+
+def _outer(a: Array, b: Array) -> Array:
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision="highest")
+
+
 # ---- rounds ---------------------------------------------------------------------------------
 
 
@@ -125,6 +166,7 @@ class _Case(NamedTuple):
     textbook: Callable[..., Array]
     parts: tuple[Callable[..., Any] | None, Callable[..., Any] | None]
     inputs: list[Array]
+    gradient: bool = True
 
 
 def _cases() -> Iterator[_Case]:
@@ -145,6 +187,11 @@ def _cases() -> Iterator[_Case]:
         ]
         name, parts = f"low rank ({n}, {d}, {rank})", (low_rank_part, None)
         yield _Case(name, low_rank, low_rank_textbook, parts, inputs)
+    n, d = PAIRWISE
+    factors = (jnp.tril(0.1 * normal(n, d, d), -1) + jnp.eye(d) for _ in "qp")
+    inputs = [x for factor in factors for x in (normal(n, d), factor)]
+    name, parts = f"all pairs ({n}, {d})", (all_pairs_part, None)
+    yield _Case(name, all_pairs, all_pairs_textbook, parts, inputs, gradient=False)
 
 
 def _seconds(program: Callable[..., Array], inputs: list[Array]) -> float:
@@ -156,10 +203,16 @@ def _seconds(program: Callable[..., Array], inputs: list[Array]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    args = parser.parse_args()
+    rounds = args.rounds
     for case in _cases():
+        if args.only not in case.name:
+            continue
         print(case.name)
         _compare("value", rounds, case.inputs, case.own, case.textbook, case.parts[0])
+        if not case.gradient:
+            continue
         every = tuple(range(len(case.inputs)))
         own, textbook = (
             jax.value_and_grad(lambda *x, f=f: f(*x).sum(), every)
