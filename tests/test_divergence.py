@@ -55,6 +55,32 @@ def test_agrees_with_samples(pair):
     check_sampled(pair)
 
 
+@pytest.mark.parametrize("size", [1, 20, 32, 50, 80, 97, 100, 112, 128, 192, 1000])
+def test_every_coordinate_counts_once(size):
+    """However many strips and blocks the coordinates are added up in."""
+    rng = rng_for("coordinates", size)
+    q, p = (
+        kljax.MultivariateNormalDiag(
+            jnp.asarray(rng.normal(size=(3, size)), jnp.float32),
+            log_variance=jnp.asarray(rng.normal(size=(3, size)), jnp.float32),
+        )
+        for _ in "qp"
+    )
+    unit = kljax.standard_normal(size)
+    for other in (p, unit):
+        each = kljax.kl_divergence(*(_as_numbers(x) for x in (q, other)))
+        total = np.asarray(each, np.float64).sum(-1)
+        together, terms = kljax.kl_divergence(q, other), kljax.kl_terms(q, other)
+        np.testing.assert_allclose(together, total, rtol=1e-6)
+        np.testing.assert_allclose(terms.total, total, rtol=1e-6)
+
+
+def _as_numbers(x):
+    """The coordinates as numbers of their own."""
+    variance = x.log_variance if x.log_variance is not None else np.zeros_like(x.loc)
+    return kljax.Normal(x.loc, log_variance=variance)
+
+
 @pytest.mark.parametrize("size", [2, 17])
 @pytest.mark.parametrize("ratio", [1 / 3, 3.0])
 def test_largest_factors_are_divided_by(size, ratio):

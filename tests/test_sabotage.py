@@ -64,6 +64,10 @@ def _swapped(right):
     return lambda q, p: right(p, q)
 
 
+def _swapped_with_means(right):
+    return lambda q_loc, q, p_loc, p: right(p_loc, p, q_loc, q)
+
+
 MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]] = {
     "sign of log_det, coordinates": (
         DIAGONAL,
@@ -128,7 +132,10 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
     # Last, since they clear what is compiled (see _forget).
     "q and p swapped, coordinates": (
         DIAGONAL,
-        [(gaussian, "_by_coordinate", _swapped(gaussian._by_coordinate))],
+        [
+            (gaussian, "_by_coordinate", _swapped_with_means(gaussian._by_coordinate)),
+            (gaussian, "_groups", _swapped(gaussian._groups)),
+        ],
         {"definition", "terms", "sampled"},
     ),
     "sum of cancelling terms": (
