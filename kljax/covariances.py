@@ -26,6 +26,9 @@ from kljax.factors import Groups, inner
 from kljax.linalg import Divisor, settled
 
 WRITTEN_OUT = 8
+# Beyond this size each way of the dispersion has a loop of its own: one for both is so long
+# that XLA makes many functions of it, and LLVM then no vectors.
+ONE_LOOP = 7
 # Largest norm of S from which its factor is computed in deviations from the identity.
 NEAR = 0.4
 # What the dispersion is there, about |S|^2 / 4.
@@ -171,7 +174,10 @@ def _written_out(a: _Symmetric, b: _Symmetric, delta: Array) -> Groups:
     location = jnp.zeros((), b.dtype)
     for i, x in enumerate(_substitute_unit(lower, [delta[i] for i in range(size)], 0)):
         location = location + x * over[i](x)
-    return Groups(0.5 * jnp.where(square < NEAR**2, near, far), 0.5 * location)
+    near = jnp.where(square < NEAR**2, near, jnp.nan)
+    if size > ONE_LOOP:
+        near = settled(near)
+    return Groups(0.5 * jnp.where(near == near, near, far), 0.5 * location)
 
 
 def _root_free(a: _Symmetric) -> tuple[_Rows, list[Array], list[Divisor]]:

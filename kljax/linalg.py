@@ -65,6 +65,25 @@ class Divisor:
         return (x * self._inverse) * 0.25
 
 
+@jax.custom_jvp
+def difference(x: Array, y: Array) -> Array:
+    """X - y of two vectors, of short ones number by number.
+
+    Where those are read one by one, XLA would make a function of one subtraction of vectors,
+    and LLVM then not know that what it reads and what the loop writes cannot overlap.
+    """
+    size = x.shape[0]
+    if not 0 < size <= LEAF:
+        return x - y
+    return jnp.concatenate([x[i : i + 1] - y[i : i + 1] for i in range(size)])
+
+
+@difference.defjvp
+def _difference_jvp(primals, tangents):
+    (dx, dy) = tangents
+    return difference(*primals), dx - dy
+
+
 def matmul(a: Array, b: Array) -> Array:
     """Product of two matrices in full precision (accelerators default to fewer bits).
 

@@ -226,7 +226,7 @@ def _kl(q: Gaussian, p: Gaussian) -> Array:
         case (Diagonal() as s, Diagonal() as t):
             return coordinates.total(_by_coordinate, q.loc, s, p.loc, t)
         case (ScaleTril() as s, ScaleTril() as t):
-            return smallfactors.total(s.value, t.value, q.loc - p.loc)
+            return smallfactors.total(s.value, t.value, linalg.difference(q.loc, p.loc))
         case _:
             dispersion, location = _groups(q, p)
             return dispersion + location
