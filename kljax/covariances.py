@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from kljax import blocks, factors, linalg, special
 from kljax._batches import where_needed
@@ -111,8 +111,10 @@ def _division(a: Array) -> Callable[[Array], Array]:
 
         return by_blocks
 
-    factor = linalg.cholesky(settled(linalg.symmetrize(a)))
-    inverse = settled(linalg.inverse_lower(factor))
+    if 0 < a.shape[0] <= WRITTEN_OUT:
+        inverse = settled(_inverse_of_factor(a))
+    else:
+        inverse = linalg.inverse_lower(linalg.cholesky(settled(linalg.symmetrize(a))))
 
     def by_inverse(b: Array) -> Array:
         return settled(linalg.matmul(inverse.T, settled(linalg.matmul(inverse, b))))
@@ -201,6 +203,39 @@ def _root_free(a: _Symmetric) -> tuple[_Rows, list[Array], list[Divisor]]:
         pivots.append(jnp.where(pivot > 0, pivot, jnp.nan))
         over.append(Divisor(pivots[i]))
     return lower, pivots, over
+
+
+@jax.custom_jvp
+def _inverse_of_factor(a: Array) -> Array:
+    """C^-1 of C C^T = a, of which only the symmetric part counts."""
+    scalars = _Symmetric(a)
+    lower: _Rows = []
+    over: list[Array] = []
+    inverse: list[Array] = []
+    for i in range(scalars.size):
+        row: list[Array] = []
+        for j in range(i):
+            rest = scalars[i, j]
+            for x, y in zip(row, lower[j], strict=False):
+                rest = rest - x * y
+            row.append(rest * over[j])
+        pivot = scalars[i, i]
+        of_inverse = (lax.iota(jnp.int32, scalars.size) == i).astype(a.dtype)[None, :]
+        for x, known in zip(row, inverse, strict=True):
+            pivot = pivot - x * x
+            of_inverse = of_inverse - x * known
+        lower.append(row)
+        over.append(lax.rsqrt(jnp.where(pivot > 0, pivot, jnp.nan)))
+        inverse.append(of_inverse * over[i])
+    return linalg.from_rows(inverse)
+
+
+@_inverse_of_factor.defjvp
+def _inverse_of_factor_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (a,), (da,) = primals, tangents
+    inverse = _inverse_of_factor(a)
+    whitened = linalg.matmul(linalg.matmul(inverse, linalg.symmetrize(da)), inverse.T)
+    return inverse, -linalg.matmul(linalg.lower_half(whitened), inverse)
 
 
 def _both_sides(lower: _Rows, d: _Rows) -> _Rows:

@@ -373,7 +373,7 @@ def substitute_rows(lower: Array, b: Array, keep: _Keep = _all) -> Array:
         for j, row in enumerate(rows):
             rest = rest - lower[i, j] * row
         rows.append(over[i](rest))
-    return settled(keep(_from_rows(rows))) if rows else b
+    return settled(keep(from_rows(rows))) if rows else b
 
 
 def substitute_rows_transposed(lower: Array, b: Array, keep: _Keep = _all) -> Array:
@@ -385,10 +385,10 @@ def substitute_rows_transposed(lower: Array, b: Array, keep: _Keep = _all) -> Ar
         for j, row in enumerate(rows, start=i + 1):
             rest = rest - lower[j, i] * row
         rows.insert(0, over[i](rest))
-    return settled(keep(_from_rows(rows))) if rows else b
+    return settled(keep(from_rows(rows))) if rows else b
 
 
-def _from_rows(rows: Sequence[Array]) -> Array:
+def from_rows(rows: Sequence[Array]) -> Array:
     """The matrix of rows (1, m), selected by row number so that XLA makes one loop of it."""
     number = lax.broadcasted_iota(jnp.int32, (len(rows), 1), 0)
     matrix = rows[-1]
@@ -482,4 +482,4 @@ def _factorize_leaf(a: Array, identity: int) -> Array:
             on = pivot * (1 / (1 + whole * inverse))
             row = jnp.where(jnp.arange(a.shape[0])[None, :] == j, on, row)
         rows.append(row)
-    return jnp.tril(settled(_from_rows(rows)).T)
+    return jnp.tril(settled(from_rows(rows)).T)
