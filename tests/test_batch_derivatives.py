@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import jax
@@ -192,6 +193,27 @@ def test_derivatives_are_those_of_the_rule(kind):
         return jax.jit(jax.grad(loss, argnums=(0, 1)))(q, p)
 
     batches.assert_equal_trees(gradient(batch.pairwise), gradient(by_rule))
+
+
+@pytest.mark.light
+@pytest.mark.parametrize(
+    "all_pairs",
+    [batch.pairwise, lambda q, p: batch.top_k(q, p, 3)[0]],
+    ids=["pairwise", "top_k"],
+)
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+def test_second_derivatives_of_what_bends_the_divergences(all_pairs, outer):
+    """Its slope depends on the values, which a backward pass must not take from a loop."""
+    q = kljax.MultivariateNormalDiag(*jnp.float32([[[0.1], [1.3]], [[1.5], [0.7]]]))
+    p = kljax.MultivariateNormalDiag(*jnp.float32([[[0.5], [-1], [2]], [[0.8], [1.1], [2.5]]]))
+
+    def of(function):
+        def loss(loc):
+            return jnp.sum(function(dataclasses.replace(q, loc=loc), p) ** 2)
+
+        return jax.jit(outer(jax.grad(loss)))(q.loc)
+
+    np.testing.assert_allclose(of(all_pairs), of(by_rule), rtol=2e-6)
 
 
 @pytest.mark.light

@@ -17,7 +17,7 @@ pair. Derivatives are products too; what rounding does to them is estimated by t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,14 +101,10 @@ def product(q: Side, p: Side) -> Product:
     """The divergences, in float64."""
     with jax.enable_x64(True):
         value, doubled = _value(q, p)
-        terms, logarithms, amplified = _rounded(q, p, doubled)
+        rounded = _rounding(q, p, doubled)
         size, width = q.diagonal.shape[1], q.features.shape[1]
-        conditioned = (8 * (size + 2)) * amplified
-        return Product(
-            value,
-            _UNIT * ((width + 4 * size + 16) * (terms + logarithms) + conditioned),
-            _UNIT * ((size + 16) * terms + conditioned),
-        )
+        every = width + 4 * size + 16
+        return Product(value, rounded(every, every), rounded(size + 16, 0))
 
 
 def divergences(q: Side, p: Side) -> Array:
@@ -124,8 +120,8 @@ def _value(q: Side, p: Side) -> tuple[Array, Array]:
     return 0.5 * ((doubled - size) + (p.log_det[None, :] - q.log_det[:, None])), doubled
 
 
-def _rounded(q: Side, p: Side, doubled: Array) -> tuple[Array, Array, Array]:
-    """What rounding errors are proportional to: sums of absolute terms, and conditions.
+def _rounding(q: Side, p: Side, doubled: Array) -> Callable[[int, int], Array]:
+    """The bound, as a function of how many roundings a term and a logarithm go through.
 
     `doubled` is the trace and Mahalanobis term. With R = sum_a P_aa E[x_a^2] the absolute
     terms of the product add up to at most 2 r (R + reach), by Cauchy and Schwarz; r = 1 for
@@ -133,12 +129,23 @@ def _rounded(q: Side, p: Side, doubled: Array) -> tuple[Array, Array, Array]:
     """
     size, width = q.diagonal.shape[1], q.features.shape[1]
     if width == 2 * size:
-        terms = 4 * doubled + 6 * p.reach[None, :]
+        terms, reach = 4 * doubled, 6 * p.reach
     else:
-        terms = (2 * size) * (_outer(q.diagonal, p.diagonal) + p.reach[None, :])
-    logarithms = q.log_size[:, None] + (p.log_size + size)[None, :]
-    amplified = (q.condition[:, None] + p.condition[None, :]) * (doubled + size)
-    return terms, logarithms, amplified
+        terms, reach = 2 * size * _outer(q.diagonal, p.diagonal), 2 * size * p.reach
+    conditions = _sums(*(8 * (size + 2) * _UNIT * x.condition for x in (q, p)))
+
+    def bound(of_terms: int, of_logarithms: int) -> Array:
+        of_q = of_logarithms * q.log_size
+        of_p = of_logarithms * (p.log_size + size) + of_terms * reach
+        rest = _sums(_UNIT * of_q, _UNIT * of_p)
+        return (of_terms * _UNIT) * terms + rest + conditions * (doubled + size)
+
+    return bound
+
+
+def _sums(of_q: Array, of_p: Array) -> Array:
+    """A number of each q plus a number of each p, which are computed once."""
+    return linalg.settled(of_q)[:, None] + linalg.settled(of_p)[None, :]
 
 
 def _outer(a: Array, b: Array) -> Array:
@@ -209,10 +216,18 @@ def _diagonal_p(x: MultivariateNormalDiag) -> Side:
 # ---- matrices -------------------------------------------------------------------------------
 
 
+class _Blocks(NamedTuple):
+    """Of a symmetric matrix, or of a lower triangle, [[first, .], [across, last]]."""
+
+    first: Array
+    across: Array
+    last: Array
+
+
 class _Matrix(NamedTuple):
     """A covariance or its inverse, as needed, with log |S| and what rounding does to them."""
 
-    matrix: Array
+    blocks: _Blocks
     log_det: Array
     log_size: Array
     condition: Array
@@ -220,11 +235,16 @@ class _Matrix(NamedTuple):
 
 def _dense_q(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     s = _covariance(x)
-    second = s.matrix + x.loc[:, None] * x.loc[None, :]
+    top, bottom = _halves(x.loc[:, None])
+    second = _Blocks(
+        s.blocks.first + top * top.T,
+        s.blocks.across + bottom * top.T,
+        s.blocks.last + bottom * bottom.T,
+    )
     zero = jnp.zeros(())
     return Side(
         features=jnp.concatenate([_packed(second, 1.0), x.loc]),
-        diagonal=_diagonal(second),
+        diagonal=_diagonal_of(second),
         constant=zero,
         reach=zero,
         log_det=s.log_det,
@@ -235,10 +255,17 @@ def _dense_q(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
 
 def _dense_p(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     s = _precision(x)
-    weighted = _product(s.matrix, x.loc[:, None]).reshape(-1)
-    on = _diagonal(s.matrix)
+    (first, across, last), (top, bottom) = s.blocks, _halves(x.loc[:, None])
+    weighted = jnp.concatenate(
+        [
+            _product(top.T, first) + _product(bottom.T, across),
+            _product(across, top).T + _product(bottom.T, last),
+        ],
+        axis=1,
+    ).reshape(-1)
+    on = _diagonal_of(s.blocks)
     return Side(
-        features=jnp.concatenate([_packed(s.matrix, 2.0), -2 * weighted]),
+        features=jnp.concatenate([_packed(s.blocks, 2.0), -2 * weighted]),
         diagonal=on,
         constant=jnp.sum(weighted * x.loc),
         reach=jnp.sum(on * x.loc * x.loc),
@@ -248,26 +275,49 @@ def _dense_p(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     )
 
 
-def _packed(a: Array, off: float) -> Array:
+def _halves(a: Array, axis: int = 0) -> Sequence[Array]:
+    size = a.shape[axis]
+    return lax.split(a, (size - size // 2, size // 2), axis=axis)
+
+
+def _blocks(a: Array) -> _Blocks:
+    """Of a matrix of which the lower triangle is read."""
+    above, below = _halves(a)
+    return _Blocks(_halves(above, 1)[0], *_halves(below, 1))
+
+
+def _diagonal_of(a: _Blocks) -> Array:
+    return jnp.concatenate([_diagonal(a.first), _diagonal(a.last)])
+
+
+def _square(lower: Array) -> _Blocks:
+    """Lower lower^T."""
+    a, c, b = _blocks(lower)
+    at, ct, bt = (_settled(x.T) for x in (a, c, b))
+    return _Blocks(_product(a, at), _product(c, at), _product(c, ct) + _product(b, bt))
+
+
+def _square_of_transposed(lower: _Blocks) -> _Blocks:
+    """lower^T lower."""
+    a, c, b = lower
+    return _Blocks(_product(a.T, a) + _product(c.T, c), _product(b.T, c), _product(b.T, b))
+
+
+def _packed(a: _Blocks, off: float) -> Array:
     """The lower triangle of a symmetric matrix, entries off the diagonal times `off`.
 
     The square below, and beside it both triangles as one rectangle (rectangular full packed
     format, Gustavson et al. 2010): by index it would be slow in both passes.
     """
-    d = a.shape[0]
-    top, bottom = d - d // 2, d // 2
-    weighted = a * (off + (1 - off) * np.eye(d))
-    (first, _), (square, last) = (
-        lax.split(rows, (top, bottom), axis=1) for rows in lax.split(weighted, (top, bottom))
-    )
-    below = np.tri(top, bottom + 1)
-    beside = jnp.concatenate([np.zeros((bottom, 1)), last.T], axis=1)
+    top, bottom = a.first.shape[0], a.last.shape[0]
+    below = off * np.tri(top, k=-1) + np.eye(top)
+    last = a.last
     if top > bottom:
-        beside = jnp.concatenate([beside, np.zeros((1, bottom + 1))])
-    else:
-        first = jnp.concatenate([first, np.zeros((top, 1))], axis=1)
-    rectangle = below * first + (1 - below) * beside
-    return jnp.concatenate([square.reshape(-1), rectangle.reshape(-1)])
+        last = jnp.concatenate([last, np.zeros((1, bottom))])
+        last = jnp.concatenate([last, np.zeros((top, 1))], axis=1)
+    rectangle = below * a.first + off * (1 - np.tri(top)) * last
+    whole = jnp.concatenate([off * a.across, rectangle])
+    return jnp.concatenate([whole.reshape(-1), _diagonal(a.last)])
 
 
 # The derivatives of these are products and sums alone, which JAX can transpose in float64
@@ -290,8 +340,18 @@ def _diagonal_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+def _settled(a: Array) -> Array:
+    return linalg.settled(a)
+
+
+@_settled.defjvp
+def _settled_jvp(primals, tangents):
+    return _settled(*primals), tangents[0]
+
+
+@jax.custom_jvp
 def _product(a: Array, b: Array) -> Array:
-    return linalg.matmul(a, b)
+    return linalg.settled(linalg.matmul(a, b))
 
 
 @_product.defjvp
@@ -334,9 +394,8 @@ def _covariance(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
         return _inverse(*_factor(x.precision_matrix), -2.0)
     if x.covariance_matrix is not None:
         return _itself(linalg.symmetrize(x.covariance_matrix), 2.0)
-    lower = x.scale_tril * np.tri(x.scale_tril.shape[0])
-    square = _product(lower, lower.T)
-    return _Matrix(square, *_logarithms(lower, 2.0), jnp.zeros(()))
+    lower = _settled(x.scale_tril * np.tri(x.scale_tril.shape[0]))
+    return _Matrix(_square(lower), *_logarithms(lower, 2.0), jnp.zeros(()))
 
 
 def _precision(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
@@ -346,13 +405,14 @@ def _precision(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
         return _itself(linalg.symmetrize(x.precision_matrix), -2.0)
     if x.covariance_matrix is not None:
         return _inverse(*_factor(x.covariance_matrix), 2.0)
-    return _inverse(x.scale_tril, _skeel(x.scale_tril), 2.0)
+    lower = _settled(x.scale_tril)
+    return _inverse(lower, _skeel(lower), 2.0)
 
 
 def _from_diagonal(x: MultivariateNormalDiag, power: float) -> _Matrix:
     variance, log_variance = _variance(x)
     return _Matrix(
-        linalg.on_diagonal(variance if power > 0 else 1 / variance),
+        _blocks(linalg.on_diagonal(variance if power > 0 else 1 / variance)),
         jnp.sum(log_variance),
         jnp.sum(jnp.abs(log_variance)),
         jnp.zeros(()),
@@ -362,30 +422,34 @@ def _from_diagonal(x: MultivariateNormalDiag, power: float) -> _Matrix:
 def _itself(matrix: Array, sign: float) -> _Matrix:
     """A matrix that is used as it was given; its factor gives log |S|."""
     factor, (_, condition) = _factor(matrix)
-    return _Matrix(matrix, *_logarithms(factor, sign), condition)
+    return _Matrix(_blocks(matrix), *_logarithms(factor, sign), condition)
 
 
-def _inverse(factor: Array, skeel: tuple[Array, Array], sign: float) -> _Matrix:
+def _inverse(factor: Array, skeel: tuple[_Blocks, Array], sign: float) -> _Matrix:
     """(factor factor^T)^-1."""
     inverse, condition = skeel
-    square = _product(inverse.T, inverse)
-    return _Matrix(square, *_logarithms(factor, sign), condition)
+    return _Matrix(_square_of_transposed(inverse), *_logarithms(factor, sign), condition)
 
 
-def _factor(matrix: Array) -> tuple[Array, tuple[Array, Array]]:
+def _factor(matrix: Array) -> tuple[Array, tuple[_Blocks, Array]]:
     factor = _cholesky(linalg.symmetrize(matrix))
     return factor, _skeel(factor)
 
 
-def _skeel(lower: Array) -> tuple[Array, Array]:
+def _skeel(lower: Array) -> tuple[_Blocks, Array]:
     """The inverse X, and at least | |X| |lower| |_F^2, which no scaling of rows changes.
 
     That norm is Skeel's condition (1979); the rows' sums stand for their lengths.
     """
-    inverse = _inverse_lower(lower)
-    sums = jnp.sum(jnp.abs(lower), axis=1, keepdims=True)
-    grown = jnp.sum(jnp.abs(inverse) * sums.T, axis=1)
-    return inverse, jnp.sum(grown * grown)
+    a, c, b = _blocks(lower)
+    first, last = _inverse_lower(a), _inverse_lower(b)
+    inverse = _Blocks(first, -_product(last, _product(c, first)), last)
+    sums = _product(jnp.abs(lower), jnp.ones_like(lower[:, :1]))
+    of_first, of_last = _halves(sums)
+    above = _product(jnp.abs(inverse.first), of_first)
+    below = _product(jnp.abs(inverse.across), of_first)
+    below = below + _product(jnp.abs(inverse.last), of_last)
+    return inverse, jnp.sum(above * above) + jnp.sum(below * below)
 
 
 def _logarithms(factor: Array, sign: float) -> tuple[Array, Array]:

@@ -16,14 +16,9 @@ from kljax.batch.tiles import Plan
 _COLUMNS = 2048
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def top_k(plan: Plan, k: int, q: Any, p: Any) -> tuple[Array, Array]:
     """The k smallest entries of every row, ascending, and their columns."""
-    index = _nearest(plan, k, *jax.lax.stop_gradient((q, p)))[1]
-    return _values_at(plan, k, q, p), index
-
-
-def _nearest(plan: Plan, k: int, q: Any, p: Any) -> tuple[Array, Array]:
-    """The k smallest entries of every row and their columns."""
     n, m = tiles.length(q), tiles.length(p)
     width = min(m, max(_COLUMNS, k))
     sides = moments.sides(q, p) if plan.fast else None
@@ -58,17 +53,12 @@ def _nearest(plan: Plan, k: int, q: Any, p: Any) -> tuple[Array, Array]:
     return values.reshape(-1, k)[:n], index.reshape(-1, k)[:n]
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _values_at(plan: Plan, k: int, q: Any, p: Any) -> Array:
-    return _nearest(plan, k, q, p)[0]
-
-
-@_values_at.defjvp
-def _values_at_jvp(plan, k, primals, tangents):
+@top_k.defjvp
+def _top_k_jvp(plan, k, primals, tangents):
     (q, p), (dq, dp) = primals, tangents
-    values, index = _nearest(plan, k, q, p)
+    values, index = top_k(plan, k, q, p)
     change = _change_at(plan, index, (q, dq), (p, dp))
-    return values, change
+    return (values, index), (change, np.zeros(index.shape, jax.dtypes.float0))
 
 
 def _change_at(plan: Plan, index: Array, of_q: Any, of_p: Any) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from kljax import linalg
 from kljax.batch import moments, tiles
 from kljax.batch.tiles import Plan
 
@@ -21,12 +22,12 @@ from kljax.batch.tiles import Plan
 _TOLERANCE = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-40}
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def matrix(plan: Plan, q: Any, p: Any) -> Array:
     """KL(q_i ‖ p_j), panel by panel of rows."""
     return _with_steep(plan, q, p)[0]
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _with_steep(plan: Plan, q: Any, p: Any) -> tuple[Array, Array]:
     """The matrix, and where the product of moments will not do for the derivative."""
     n, m = tiles.length(q), tiles.length(p)
@@ -61,16 +62,20 @@ def panel(plan: Plan, q: Any, p: Any, sides: tuple[Any, Any] | None) -> tuple[Ar
     dtype = jax.tree.leaves(q)[0].dtype
     height, width = min(plan.tile, n), min(plan.tile, m)
     if sides is None:
-        values, doubtful = jnp.zeros((n, m), dtype), jnp.ones((n, m), bool)
-        steep = doubtful
+        values, steep = jnp.full((n, m), jnp.nan, dtype), jnp.ones((n, m), bool)
     else:
         product, tolerance = moments.product(*sides), _TOLERANCE[np.dtype(dtype)]
-        doubtful, steep = product.doubtful(tolerance), product.steep(tolerance)
+        steep = product.steep(tolerance)
         values = lax.convert_element_type(product.value, dtype)
-    marked = tiles.any_in_tiles(doubtful, height, width)
+        values = linalg.settled(jnp.where(product.doubtful(tolerance), jnp.nan, values))
+    marked = tiles.any_in_tiles(jnp.isnan(values), height, width)
     columns = marked.shape[1]
     count = jnp.sum(marked, dtype=jnp.int32)
-    order = jnp.argsort(~marked.reshape(-1)).astype(jnp.int32)
+    order = lax.cond(
+        count > 0,
+        lambda: jnp.argsort(~marked.reshape(-1)).astype(jnp.int32),
+        lambda: jnp.zeros(marked.size, jnp.int32),
+    )
 
     def compute(i: Array, values: Array) -> Array:
         row = jnp.minimum(order[i] // columns * height, n - height)
@@ -84,16 +89,17 @@ def panel(plan: Plan, q: Any, p: Any, sides: tuple[Any, Any] | None) -> tuple[Ar
 # ---- the derivative -------------------------------------------------------------------------
 
 
-@matrix.defjvp
-def _matrix_jvp(plan, primals, tangents):
-    n, m = tiles.length(primals[0]), tiles.length(primals[1])
+@_with_steep.defjvp
+def _with_steep_jvp(plan, primals, tangents):
     values, steep = _with_steep(plan, *primals)
-    if not n or not m:
-        return values, values
-    if not plan.fast:
-        return values, _change_of_all(plan, primals, tangents)
-    by_rule = _change_where(steep, plan, primals, tangents)
-    return values, jnp.where(steep, by_rule, _change_of_product(plan, primals, tangents))
+    if not values.size:
+        change = values
+    elif not plan.fast:
+        change = _change_of_all(plan, primals, tangents)
+    else:
+        by_rule = _change_where(steep, plan, primals, tangents)
+        change = jnp.where(steep, by_rule, _change_of_product(plan, primals, tangents))
+    return (values, steep), (change, np.zeros(steep.shape, jax.dtypes.float0))
 
 
 def _change_of_product(plan: Plan, primals: Any, tangents: Any) -> Array:
