@@ -292,15 +292,16 @@ def _diagonal_of(a: _Blocks) -> Array:
 
 def _square(lower: Array) -> _Blocks:
     """Lower lower^T."""
-    a, c, b = _blocks(lower)
-    at, ct, bt = (_settled(x.T) for x in (a, c, b))
-    return _Blocks(_product(a, at), _product(c, at), _product(c, ct) + _product(b, bt))
+    (a, c, _), (_, below) = _blocks(lower), _halves(lower)
+    at, transposed = _settled(a.T), _settled(below.T)
+    return _Blocks(_product(a, at), _product(c, at), _product(below, transposed))
 
 
 def _square_of_transposed(lower: _Blocks) -> _Blocks:
     """lower^T lower."""
     a, c, b = lower
-    return _Blocks(_product(a.T, a) + _product(c.T, c), _product(b.T, c), _product(b.T, b))
+    left = _settled(jnp.concatenate([a, c]))
+    return _Blocks(_product(left.T, left), _product(b.T, c), _product(b.T, b))
 
 
 def _packed(a: _Blocks, off: float) -> Array:
@@ -394,7 +395,7 @@ def _covariance(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
         return _inverse(*_factor(x.precision_matrix), -2.0)
     if x.covariance_matrix is not None:
         return _itself(linalg.symmetrize(x.covariance_matrix), 2.0)
-    lower = _settled(x.scale_tril * np.tri(x.scale_tril.shape[0]))
+    lower = x.scale_tril * np.tri(x.scale_tril.shape[0])
     return _Matrix(_square(lower), *_logarithms(lower, 2.0), jnp.zeros(()))
 
 
@@ -405,8 +406,7 @@ def _precision(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
         return _itself(linalg.symmetrize(x.precision_matrix), -2.0)
     if x.covariance_matrix is not None:
         return _inverse(*_factor(x.covariance_matrix), 2.0)
-    lower = _settled(x.scale_tril)
-    return _inverse(lower, _skeel(lower), 2.0)
+    return _inverse(x.scale_tril, _skeel(x.scale_tril), 2.0)
 
 
 def _from_diagonal(x: MultivariateNormalDiag, power: float) -> _Matrix:
