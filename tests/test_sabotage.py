@@ -126,7 +126,7 @@ MISTAKES: dict[str, tuple[tuple[Any, Any], list[tuple[Any, str, Any]], set[str]]
     ),
     "gradient doubled, covariances": (
         COVARIANCES,
-        [(linalg, "inverse_lower", _doubled(linalg.inverse_lower))],
+        [(covariances, "_inverse_of_factor", _doubled(covariances._inverse_of_factor))],
         {"gradient"},
     ),
     # Last, since they clear what is compiled (see _forget).
