@@ -45,6 +45,7 @@ FLOORS = [
         "families.state_space_laws",
     ],
     [
+        "batch.halves",
         "batch.moments",
         "batch.tiles",
         "batch.panels",

@@ -7,17 +7,18 @@ p (Wainwright & Jordan 2008, section 3). With P = S_p^-1 and the means from a co
               - d + log |S_p| - log |S_q|,
 
 so each q and each p is factorized once and N x M divergences are one product of an N x K and a
-K x M matrix, K = 2 d for diagonals and d (d + 3) / 2 otherwise. These terms cancel where q is
-almost p. The product is formed in float64, and `product` says where rounding can have moved it
-too far: the standard bounds for inner products, Cholesky factors and triangular inverses
-(Higham 2002, chapters 3, 8 and 10), times sums of absolute values that cost d operations a
-pair. Derivatives are products too; what rounding does to them is estimated by the same sums.
+K x M matrix, K = 2 d for diagonals and about d (d + 3) / 2 otherwise. These terms cancel where
+q is almost p. The product is formed in float64, and `product` says where rounding can have
+moved it too far: the standard bounds for inner products, Cholesky factors and triangular
+inverses (Higham 2002, chapters 3, 8 and 10), times sums of absolute values that cost d
+operations a pair. Derivatives are products too; what rounding does to them is estimated by the
+same sums.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ import numpy as np
 from jax import Array, lax
 
 from kljax import _batches, linalg
+from kljax.batch import halves
 from kljax.families.gaussian import MultivariateNormal, MultivariateNormalDiag, Normal
 
 _UNIT = 2.0**-53
@@ -216,18 +218,10 @@ def _diagonal_p(x: MultivariateNormalDiag) -> Side:
 # ---- matrices -------------------------------------------------------------------------------
 
 
-class _Blocks(NamedTuple):
-    """Of a symmetric matrix, or of a lower triangle, [[first, .], [across, last]]."""
-
-    first: Array
-    across: Array
-    last: Array
-
-
 class _Matrix(NamedTuple):
     """A covariance or its inverse, as needed, with log |S| and what rounding does to them."""
 
-    blocks: _Blocks
+    blocks: halves.Blocks
     log_det: Array
     log_size: Array
     condition: Array
@@ -235,16 +229,16 @@ class _Matrix(NamedTuple):
 
 def _dense_q(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     s = _covariance(x)
-    top, bottom = _halves(x.loc[:, None])
-    second = _Blocks(
+    top, bottom = halves.split(x.loc[:, None])
+    second = halves.Blocks(
         s.blocks.first + top * top.T,
         s.blocks.across + bottom * top.T,
         s.blocks.last + bottom * bottom.T,
     )
     zero = jnp.zeros(())
     return Side(
-        features=jnp.concatenate([_packed(second, 1.0), x.loc]),
-        diagonal=_diagonal_of(second),
+        features=jnp.concatenate([halves.packed(second, 1.0), x.loc]),
+        diagonal=halves.diagonal_of(second),
         constant=zero,
         reach=zero,
         log_det=s.log_det,
@@ -255,17 +249,17 @@ def _dense_q(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
 
 def _dense_p(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
     s = _precision(x)
-    (first, across, last), (top, bottom) = s.blocks, _halves(x.loc[:, None])
+    (first, across, last), (top, bottom) = s.blocks, halves.split(x.loc[:, None])
     weighted = jnp.concatenate(
         [
-            _product(top.T, first) + _product(bottom.T, across),
-            _product(across, top).T + _product(bottom.T, last),
+            halves.product(top.T, first) + halves.product(bottom.T, across),
+            halves.product(across, top).T + halves.product(bottom.T, last),
         ],
         axis=1,
     ).reshape(-1)
-    on = _diagonal_of(s.blocks)
+    on = halves.diagonal_of(s.blocks)
     return Side(
-        features=jnp.concatenate([_packed(s.blocks, 2.0), -2 * weighted]),
+        features=jnp.concatenate([halves.packed(s.blocks, 2.0), -2 * weighted]),
         diagonal=on,
         constant=jnp.sum(weighted * x.loc),
         reach=jnp.sum(on * x.loc * x.loc),
@@ -273,119 +267,6 @@ def _dense_p(x: MultivariateNormal | MultivariateNormalDiag) -> Side:
         log_size=s.log_size,
         condition=s.condition,
     )
-
-
-def _halves(a: Array, axis: int = 0) -> Sequence[Array]:
-    size = a.shape[axis]
-    return lax.split(a, (size - size // 2, size // 2), axis=axis)
-
-
-def _blocks(a: Array) -> _Blocks:
-    """Of a matrix of which the lower triangle is read."""
-    above, below = _halves(a)
-    return _Blocks(_halves(above, 1)[0], *_halves(below, 1))
-
-
-def _diagonal_of(a: _Blocks) -> Array:
-    return jnp.concatenate([_diagonal(a.first), _diagonal(a.last)])
-
-
-def _square(lower: Array) -> _Blocks:
-    """Lower lower^T."""
-    (a, c, _), (_, below) = _blocks(lower), _halves(lower)
-    at, transposed = _settled(a.T), _settled(below.T)
-    return _Blocks(_product(a, at), _product(c, at), _product(below, transposed))
-
-
-def _square_of_transposed(lower: _Blocks) -> _Blocks:
-    """lower^T lower."""
-    a, c, b = lower
-    left = _settled(jnp.concatenate([a, c]))
-    return _Blocks(_product(left.T, left), _product(b.T, c), _product(b.T, b))
-
-
-def _packed(a: _Blocks, off: float) -> Array:
-    """The lower triangle of a symmetric matrix, entries off the diagonal times `off`.
-
-    The square below, and beside it both triangles as one rectangle (rectangular full packed
-    format, Gustavson et al. 2010): by index it would be slow in both passes.
-    """
-    top, bottom = a.first.shape[0], a.last.shape[0]
-    below = off * np.tri(top, k=-1) + np.eye(top)
-    last = a.last
-    if top > bottom:
-        last = jnp.concatenate([last, np.zeros((1, bottom))])
-        last = jnp.concatenate([last, np.zeros((top, 1))], axis=1)
-    rectangle = below * a.first + off * (1 - np.tri(top)) * last
-    whole = jnp.concatenate([off * a.across, rectangle])
-    return jnp.concatenate([whole.reshape(-1), _diagonal(a.last)])
-
-
-# The derivatives of these are products and sums alone, which JAX can transpose in float64
-# inside a float32 program; the constants that it makes for slices it rounds to float32.
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return lax.dot_general(a, b, (((1,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-
-@jax.custom_jvp
-def _diagonal(a: Array) -> Array:
-    return linalg.diagonal(a)
-
-
-@_diagonal.defjvp
-def _diagonal_jvp(primals, tangents):
-    change = jnp.sum(tangents[0] * np.eye(tangents[0].shape[0]), axis=1)
-    return _diagonal(*primals), change
-
-
-@jax.custom_jvp
-def _settled(a: Array) -> Array:
-    return linalg.settled(a)
-
-
-@_settled.defjvp
-def _settled_jvp(primals, tangents):
-    return _settled(*primals), tangents[0]
-
-
-@jax.custom_jvp
-def _product(a: Array, b: Array) -> Array:
-    return linalg.settled(linalg.matmul(a, b))
-
-
-@_product.defjvp
-def _product_jvp(primals, tangents):
-    (a, b), (da, db) = primals, tangents
-    return _product(a, b), _dot(da, b) + _dot(a, db)
-
-
-@jax.custom_jvp
-def _inverse_lower(lower: Array) -> Array:
-    return linalg.inverse_lower(lower)
-
-
-@_inverse_lower.defjvp
-def _inverse_lower_jvp(primals, tangents):
-    inverse = _inverse_lower(*primals)
-    change = tangents[0] * np.tri(inverse.shape[0])
-    return inverse, -_dot(_dot(inverse, change), inverse)
-
-
-@jax.custom_jvp
-def _cholesky(matrix: Array) -> Array:
-    return linalg.cholesky(matrix)
-
-
-@_cholesky.defjvp
-def _cholesky_jvp(primals, tangents):
-    """L times the lower half of L^-1 dS L^-T."""
-    factor = _cholesky(*primals)
-    inverse = _inverse_lower(factor)
-    whitened = _dot(_dot(inverse, tangents[0]), inverse.T)
-    half = np.tri(factor.shape[0]) - 0.5 * np.eye(factor.shape[0])
-    return factor, _dot(factor, whitened * half)
 
 
 def _covariance(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
@@ -396,7 +277,7 @@ def _covariance(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
     if x.covariance_matrix is not None:
         return _itself(linalg.symmetrize(x.covariance_matrix), 2.0)
     lower = x.scale_tril * np.tri(x.scale_tril.shape[0])
-    return _Matrix(_square(lower), *_logarithms(lower, 2.0), jnp.zeros(()))
+    return _Matrix(halves.square(lower), *_logarithms(lower, 2.0), jnp.zeros(()))
 
 
 def _precision(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
@@ -412,7 +293,7 @@ def _precision(x: MultivariateNormal | MultivariateNormalDiag) -> _Matrix:
 def _from_diagonal(x: MultivariateNormalDiag, power: float) -> _Matrix:
     variance, log_variance = _variance(x)
     return _Matrix(
-        _blocks(linalg.on_diagonal(variance if power > 0 else 1 / variance)),
+        halves.blocks(linalg.on_diagonal(variance if power > 0 else 1 / variance)),
         jnp.sum(log_variance),
         jnp.sum(jnp.abs(log_variance)),
         jnp.zeros(()),
@@ -422,37 +303,35 @@ def _from_diagonal(x: MultivariateNormalDiag, power: float) -> _Matrix:
 def _itself(matrix: Array, sign: float) -> _Matrix:
     """A matrix that is used as it was given; its factor gives log |S|."""
     factor, (_, condition) = _factor(matrix)
-    return _Matrix(_blocks(matrix), *_logarithms(factor, sign), condition)
+    return _Matrix(halves.blocks(matrix), *_logarithms(factor, sign), condition)
 
 
-def _inverse(factor: Array, skeel: tuple[_Blocks, Array], sign: float) -> _Matrix:
+def _inverse(factor: Array, skeel: tuple[halves.Blocks, Array], sign: float) -> _Matrix:
     """(factor factor^T)^-1."""
     inverse, condition = skeel
-    return _Matrix(_square_of_transposed(inverse), *_logarithms(factor, sign), condition)
+    return _Matrix(halves.square_of_transposed(inverse), *_logarithms(factor, sign), condition)
 
 
-def _factor(matrix: Array) -> tuple[Array, tuple[_Blocks, Array]]:
-    factor = _cholesky(linalg.symmetrize(matrix))
+def _factor(matrix: Array) -> tuple[Array, tuple[halves.Blocks, Array]]:
+    factor = halves.cholesky(linalg.symmetrize(matrix))
     return factor, _skeel(factor)
 
 
-def _skeel(lower: Array) -> tuple[_Blocks, Array]:
+def _skeel(lower: Array) -> tuple[halves.Blocks, Array]:
     """The inverse X, and at least | |X| |lower| |_F^2, which no scaling of rows changes.
 
     That norm is Skeel's condition (1979); the rows' sums stand for their lengths.
     """
-    a, c, b = _blocks(lower)
-    first, last = _inverse_lower(a), _inverse_lower(b)
-    inverse = _Blocks(first, -_product(last, _product(c, first)), last)
-    sums = _product(jnp.abs(lower), jnp.ones_like(lower[:, :1]))
-    of_first, of_last = _halves(sums)
-    above = _product(jnp.abs(inverse.first), of_first)
-    below = _product(jnp.abs(inverse.across), of_first)
-    below = below + _product(jnp.abs(inverse.last), of_last)
+    inverse = halves.inverse_lower(lower)
+    sums = halves.product(jnp.abs(lower), jnp.ones_like(lower[:, :1]))
+    of_first, of_last = halves.split(sums)
+    above = halves.product(jnp.abs(inverse.first), of_first)
+    below = halves.product(jnp.abs(inverse.across), of_first)
+    below = below + halves.product(jnp.abs(inverse.last), of_last)
     return inverse, jnp.sum(above * above) + jnp.sum(below * below)
 
 
 def _logarithms(factor: Array, sign: float) -> tuple[Array, Array]:
     """Log |S| and the sum of absolute logarithms, for S = (factor factor^T)^(sign / 2)."""
-    logarithms = jnp.log(_diagonal(factor))
+    logarithms = jnp.log(halves.diagonal(factor))
     return sign * jnp.sum(logarithms), 2 * jnp.sum(jnp.abs(logarithms))
