@@ -80,6 +80,19 @@ def test_the_bound_holds(kind):
     assert max(ratios) > 1e-9
 
 
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_the_condition_of_a_factor(size):
+    """The squares of the sums of the rows of |L^-1| |L|, as in Skeel's condition."""
+    rng = np.random.default_rng(7)
+    below = np.tril(rng.standard_normal((3, size, size)), -1)
+    on = np.exp(rng.standard_normal((3, size, 1))) * np.eye(size)
+    p = kljax.MultivariateNormal(jnp.zeros((3, size)), jnp.float32(below + on))
+    lower = np.float64(p.scale_tril)
+    sums = np.sum(np.abs(np.linalg.inv(lower)) @ np.abs(lower), axis=2)
+    want = np.sum(sums**2, axis=1)
+    np.testing.assert_allclose(moments.sides(p, p)[1].condition, want, rtol=1e-12)
+
+
 def test_without_the_bound_near_pairs_are_wrong():
     """The accuracy test above can fail: the product alone has few digits of a near pair."""
     q, p = batches.pair("scale", "scale")
