@@ -176,6 +176,7 @@ def _written_out(a: _Symmetric, b: _Symmetric, delta: Array) -> Groups:
     location = jnp.zeros((), b.dtype)
     for i, x in enumerate(_substitute_unit(lower, [delta[i] for i in range(size)], 0)):
         location = location + x * over[i](x)
+    # Far is said by nan, since one number can be settled and leave its loop.
     near = jnp.where(square < NEAR**2, near, jnp.nan)
     if size > ONE_LOOP:
         near = settled(near)
@@ -216,7 +217,7 @@ def _inverse_of_factor(a: Array) -> Array:
         row: list[Array] = []
         for j in range(i):
             rest = scalars[i, j]
-            for x, y in zip(row, lower[j], strict=False):
+            for x, y in zip(row, lower[j], strict=True):
                 rest = rest - x * y
             row.append(rest * over[j])
         pivot = scalars[i, i]

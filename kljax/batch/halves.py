@@ -76,8 +76,9 @@ def packed(a: Blocks, off: float) -> Array:
     if top > bottom:
         last = jnp.concatenate([last, np.zeros((1, bottom))])
         last = jnp.concatenate([last, np.zeros((top, 1))], axis=1)
-    rectangle = below * a.first + off * (1 - np.tri(top)) * last
-    whole = jnp.concatenate([off * a.across, rectangle])
+    triangles = below * a.first + off * (1 - np.tri(top)) * last
+    # Joined as matrices: a loop that ends in a reshape to a vector is not vectorized.
+    whole = jnp.concatenate([off * a.across, triangles])
     return jnp.concatenate([whole.reshape(-1), diagonal(a.last)])
 
 

@@ -67,10 +67,12 @@ def panel(plan: Plan, q: Any, p: Any, sides: tuple[Any, Any] | None) -> tuple[Ar
         product, tolerance = moments.product(*sides), _TOLERANCE[np.dtype(dtype)]
         steep = product.steep(tolerance)
         values = lax.convert_element_type(product.value, dtype)
+        # Nan until its tile is computed, so that one array is judged and nothing is left.
         values = linalg.settled(jnp.where(product.doubtful(tolerance), jnp.nan, values))
     marked = tiles.any_in_tiles(jnp.isnan(values), height, width)
     columns = marked.shape[1]
     count = jnp.sum(marked, dtype=jnp.int32)
+    # A sort that is mostly not needed takes as long as judging all pairs.
     order = lax.cond(
         count > 0,
         lambda: jnp.argsort(~marked.reshape(-1)).astype(jnp.int32),
@@ -91,6 +93,7 @@ def panel(plan: Plan, q: Any, p: Any, sides: tuple[Any, Any] | None) -> tuple[Ar
 
 @_with_steep.defjvp
 def _with_steep_jvp(plan, primals, tangents):
+    # Not `panel` itself, whose loop has no backward pass: second derivatives use the values.
     values, steep = _with_steep(plan, *primals)
     if not values.size:
         change = values

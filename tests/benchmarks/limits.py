@@ -5,7 +5,7 @@
 In each round every program is timed once: kljax, the textbook formula in jax.numpy, and a part
 that no formula can do without: for diagonal Gaussians the sum of the inputs over coordinates
 and, with gradient, outputs that read what their formulas need; for low rank the three products
-W^T W of the factors; for all pairs of matrices the inverses, squares and their product.
+W^T W of the factors; for all pairs a product, of matrices their inverses and squares too.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from kljax.coordinates import total
 DIAGONAL = ((100_000, 64), (1_000, 1024), (1_000_000, 16))
 LOW_RANK = ((1, 2000, 10), (8, 2000, 10), (64, 2000, 10))
 PAIRWISE = (200, 16)
+PAIRWISE_DIAGONAL = (2000, 64)
 
 
 # ---- diagonal: means and log-variances, with the sum over coordinates that kljax has --------
@@ -155,6 +156,29 @@ def _outer(a: Array, b: Array) -> Array:
     return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision="highest")
 
 
+def all_pairs_diagonal(m: Array, s: Array, n: Array, t: Array) -> Array:
+    q = kljax.MultivariateNormalDiag(m, log_variance=s)
+    return kljax.batch.pairwise(q, kljax.MultivariateNormalDiag(n, log_variance=t))
+
+
+def all_pairs_diagonal_textbook(m: Array, s: Array, n: Array, t: Array) -> Array:
+    """The product of moments in float64, with nothing that says how right it is."""
+    with jax.enable_x64(True):
+        m, s, n, t = (x.astype(np.float64) for x in (m, s, n, t))
+        precision = jnp.exp(-t)
+        of_q = jnp.concatenate([jnp.exp(s) + m * m, m], axis=1)
+        of_p = jnp.concatenate([precision, -2 * precision * n], axis=1)
+        doubled = _outer(of_q, of_p) + (precision * n * n + t).sum(1) - m.shape[1]
+        return (0.5 * (doubled - s.sum(1)[:, None])).astype(np.float32)
+
+
+def all_pairs_diagonal_part(m: Array, s: Array, n: Array, t: Array) -> Array:
+    """A product of that size."""
+    with jax.enable_x64(True):
+        sides = (jnp.concatenate(x, axis=1).astype(np.float64) for x in ((m, s), (n, t)))
+        return _outer(*sides).astype(np.float32)
+
+
 # ---- rounds ---------------------------------------------------------------------------------
 
 
@@ -192,6 +216,11 @@ def _cases() -> Iterator[_Case]:
     inputs = [x for factor in factors for x in (normal(n, d), factor)]
     name, parts = f"all pairs ({n}, {d})", (all_pairs_part, None)
     yield _Case(name, all_pairs, all_pairs_textbook, parts, inputs, gradient=False)
+    n, d = PAIRWISE_DIAGONAL
+    name, parts = f"all pairs, diagonal ({n}, {d})", (all_pairs_diagonal_part, None)
+    own, textbook = all_pairs_diagonal, all_pairs_diagonal_textbook
+    inputs = [normal(n, d) for _ in range(4)]
+    yield _Case(name, own, textbook, parts, inputs, gradient=False)
 
 
 def _seconds(program: Callable[..., Array], inputs: list[Array]) -> float:
