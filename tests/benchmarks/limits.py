@@ -2,10 +2,11 @@
 
     python tests/benchmarks/limits.py [--rounds 15]
 
-In each round every program is timed once: kljax, the textbook formula in jax.numpy, and a part
-that no formula can do without: for diagonal Gaussians the sum of the inputs over coordinates
-and, with gradient, outputs that read what their formulas need; for low rank the three products
-W^T W of the factors; for all pairs a product, of matrices their inverses and squares too.
+In each round every program is timed once: kljax, the textbook formula in jax.numpy, and parts
+that no formula can do without. For diagonal Gaussians: adding up the inputs over coordinates,
+or the exponentials, with gradient also outputs that read what their formulas need. For low
+rank: the three products W^T W of the factors, with gradient also four of them with factors. For
+all pairs: a product, of matrices their inverses and squares too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import numpy as np
 from jax import Array, lax
 
 import kljax
-from kljax import linalg
+from kljax import linalg, special
 from kljax.coordinates import total
 
 DIAGONAL = ((100_000, 64), (1_000, 1024), (1_000_000, 16))
@@ -60,6 +61,17 @@ def general_part_gradient(m: Array, a: Array, n: Array, b: Array) -> tuple[Array
     return jnp.sum(sums), by_m, a - b, -by_m, (m - n) * a * b
 
 
+@_sums
+def general_exponentials(m: Array, a: Array, n: Array, b: Array) -> Array:
+    return special.exp(a - b) + (m - n) * special.exp(-b)
+
+
+def general_exponentials_gradient(m: Array, a: Array, n: Array, b: Array) -> tuple[Array, ...]:
+    ratio, by_m = special.exp(a - b), (m - n) * special.exp(-b)
+    sums = general_exponentials(m, a, n, b)
+    return jnp.sum(sums), by_m, ratio, -by_m, (m - n) * by_m + ratio
+
+
 def standard(m: Array, a: Array) -> Array:
     q = kljax.MultivariateNormalDiag(m, log_variance=a)
     return kljax.kl_divergence(q, kljax.standard_normal(m.shape[-1]))
@@ -77,6 +89,15 @@ def standard_part(m: Array, a: Array) -> Array:
 
 def standard_part_gradient(m: Array, a: Array) -> tuple[Array, ...]:
     return jnp.sum(standard_part(m, a)), 2 * m, 2 * a
+
+
+@_sums
+def standard_exponentials(m: Array, a: Array) -> Array:
+    return special.exp(a) + m
+
+
+def standard_exponentials_gradient(m: Array, a: Array) -> tuple[Array, ...]:
+    return jnp.sum(standard_exponentials(m, a)), 2 * m, special.exp(a)
 
 
 # ---- low rank: means, factors and diagonals -------------------------------------------------
@@ -111,6 +132,16 @@ def low_rank_part(m: Array, w: Array, c: Array, n: Array, v: Array, d: Array) ->
     # Of rows, which is the layout that XLA multiplies fastest.
     w, v = (x.reshape(x.shape[0], x.shape[2], x.shape[1]) for x in (w, v))
     return _gram(w, w) + _gram(w, v) + _gram(v, v)
+
+
+def low_rank_part_gradient(
+    m: Array, w: Array, c: Array, n: Array, v: Array, d: Array
+) -> tuple[Array, ...]:
+    """The derivative by each factor mixes the columns of both."""
+    small = low_rank_part(m, w, c, n, v, d)
+    turned = small.mT
+    by_w, by_v = w @ small + v @ turned, v @ small + w @ turned
+    return jnp.sum(small), m, by_w, c, n, by_v, d
 
 
 def _gram(a: Array, b: Array) -> Array:
@@ -182,13 +213,20 @@ def all_pairs_diagonal_part(m: Array, s: Array, n: Array, t: Array) -> Array:
 # ---- rounds ---------------------------------------------------------------------------------
 
 
+class _Part(NamedTuple):
+    """What values, and gradients, cannot do without."""
+
+    value: Callable[..., Any]
+    gradient: Callable[..., Any] | None = None
+
+
 class _Case(NamedTuple):
-    """Programs for one size; `parts` are what values, and gradients, cannot do without."""
+    """Programs for one size."""
 
     name: str
     own: Callable[..., Array]
     textbook: Callable[..., Array]
-    parts: tuple[Callable[..., Any] | None, Callable[..., Any] | None]
+    parts: dict[str, _Part]
     inputs: list[Array]
     gradient: bool = True
 
@@ -201,23 +239,31 @@ def _cases() -> Iterator[_Case]:
 
     for n, d in DIAGONAL:
         inputs = [normal(n, d) for _ in range(4)]
-        parts = general_part, general_part_gradient
+        parts = {
+            "inputs": _Part(general_part, general_part_gradient),
+            "exponentials": _Part(general_exponentials, general_exponentials_gradient),
+        }
         yield _Case(f"general ({n}, {d})", general, general_textbook, parts, inputs)
-        name, parts = f"standard prior ({n}, {d})", (standard_part, standard_part_gradient)
+        parts = {
+            "inputs": _Part(standard_part, standard_part_gradient),
+            "exponentials": _Part(standard_exponentials, standard_exponentials_gradient),
+        }
+        name = f"standard prior ({n}, {d})"
         yield _Case(name, standard, standard_textbook, parts, inputs[:2])
     for n, d, rank in LOW_RANK:
         inputs = [
             x for _ in "qp" for x in (normal(n, d), normal(n, d, rank), jnp.exp(normal(n, d)))
         ]
-        name, parts = f"low rank ({n}, {d}, {rank})", (low_rank_part, None)
+        name = f"low rank ({n}, {d}, {rank})"
+        parts = {"products": _Part(low_rank_part, low_rank_part_gradient)}
         yield _Case(name, low_rank, low_rank_textbook, parts, inputs)
     n, d = PAIRWISE
     factors = (jnp.tril(0.1 * normal(n, d, d), -1) + jnp.eye(d) for _ in "qp")
     inputs = [x for factor in factors for x in (normal(n, d), factor)]
-    name, parts = f"all pairs ({n}, {d})", (all_pairs_part, None)
+    name, parts = f"all pairs ({n}, {d})", {"products": _Part(all_pairs_part)}
     yield _Case(name, all_pairs, all_pairs_textbook, parts, inputs, gradient=False)
     n, d = PAIRWISE_DIAGONAL
-    name, parts = f"all pairs, diagonal ({n}, {d})", (all_pairs_diagonal_part, None)
+    name, parts = f"all pairs, diagonal ({n}, {d})", {"product": _Part(all_pairs_diagonal_part)}
     own, textbook = all_pairs_diagonal, all_pairs_diagonal_textbook
     inputs = [normal(n, d) for _ in range(4)]
     yield _Case(name, own, textbook, parts, inputs, gradient=False)
@@ -239,7 +285,8 @@ def main() -> None:
         if args.only not in case.name:
             continue
         print(case.name)
-        _compare("value", rounds, case.inputs, case.own, case.textbook, case.parts[0])
+        values = {name: part.value for name, part in case.parts.items()}
+        _compare("value", rounds, case.inputs, case.own, case.textbook, values)
         if not case.gradient:
             continue
         every = tuple(range(len(case.inputs)))
@@ -247,25 +294,31 @@ def main() -> None:
             jax.value_and_grad(lambda *x, f=f: f(*x).sum(), every)
             for f in (case.own, case.textbook)
         )
-        _compare("with gradient", rounds, case.inputs, own, textbook, case.parts[1])
+        gradients = {name: part.gradient for name, part in case.parts.items() if part.gradient}
+        _compare("with gradient", rounds, case.inputs, own, textbook, gradients)
 
 
 def _compare(
-    what: str, rounds: int, inputs: list[Array], *of: Callable[..., Any] | None
+    what: str,
+    rounds: int,
+    inputs: list[Array],
+    own: Callable[..., Any],
+    textbook: Callable[..., Any],
+    parts: dict[str, Callable[..., Any]],
 ) -> None:
     """Prints medians of interleaved rounds, and their ratios to the first program."""
-    names = ("kljax", "textbook", "a part of it")
-    programs = {name: jax.jit(f) for name, f in zip(names, of, strict=True) if f is not None}
+    named = {"kljax": own, "textbook": textbook} | parts
+    programs = {name: jax.jit(f) for name, f in named.items()}
     for program in programs.values():
         _seconds(program, inputs)
     taken = {name: [] for name in programs}
     for _ in range(rounds):
         for name, program in programs.items():
             taken[name].append(_seconds(program, inputs))
-    own = statistics.median(taken["kljax"])
+    base = statistics.median(taken["kljax"])
     for name, times in taken.items():
         median = statistics.median(times)
-        print(f"  {what:14} {name:13}{1e3 * median:8.2f} ms {median / own:6.2f}", flush=True)
+        print(f"  {what:14} {name:13}{1e3 * median:8.2f} ms {median / base:6.2f}", flush=True)
 
 
 if __name__ == "__main__":
