@@ -188,7 +188,7 @@ class _Small(NamedTuple):
     inverse: Array
     """C^-1."""
     z: Array
-    """C^-1 V^T Y."""
+    """Y^T V C^-1."""
     change: Array
     """C_q - C if near, else C_q - I."""
     deviation: Array
@@ -206,7 +206,7 @@ def _small(x: _Pair) -> _Small:
         gram,
         inverse_factor,
         inverse,
-        _times(inverse, _gram(x.v, x.y)),
+        _times(_gram(x.y, x.v), inverse),
         change,
         settled(linalg.cholesky_deviation(deviation)),
     )
@@ -243,8 +243,8 @@ def _terms(x: _Pair, small: _Small, gaps: Array) -> Array:
     """What adds up to twice the dispersion; where q and p are near, small as it is."""
     # Y is E if close, wanted is U - V only if near.
     more = x.close & ~x.near
-    z = small.z + jnp.where(more, linalg.matmul(small.inverse, small.gram), 0)
-    rest = x.y - _mix((small.z - jnp.where(more, small.inverse, 0)).T, x.v)
+    z = small.z + jnp.where(more, linalg.matmul(small.gram, small.inverse), 0)
+    rest = x.y - _mix(small.z - jnp.where(more, small.inverse, 0), x.v)
     colored = _mix(small.inverse_factor, x.n)
     log_diagonal = special.log1p(linalg.diagonal(small.deviation))
     gap = dense.gap_of_factor(log_diagonal, linalg.strict_lower(small.deviation))
@@ -261,9 +261,9 @@ def _terms(x: _Pair, small: _Small, gaps: Array) -> Array:
 
 
 def _least_squares(x: _Pair, small: _Small) -> tuple[Array, Array]:
-    """D^(-1/2) (shift - W z) at its smallest, and z = W^T S_p^-1 shift as a column."""
-    z = linalg.matmul(small.inverse, _gram(x.v, x.shift))
-    return (x.shift - _mix(z.T, x.v))[0], z
+    """D^(-1/2) (shift - W z) at its smallest, and z = W^T S_p^-1 shift as a row."""
+    z = linalg.matmul(_gram(x.shift, x.v), small.inverse)
+    return (x.shift - _mix(z, x.v))[0], z[0]
 
 
 # ---- derivatives ----------------------------------------------------------------------------
@@ -290,7 +290,7 @@ def _groups_jvp(primals: Any, tangents: Any) -> tuple[Groups, Groups]:
     location = (
         inner(lambda: rest * x.unit, dshift)
         - inner(lambda: rate_p * (rest * rest), dp.diagonal.value)
-        - inner(lambda: by_factor(z * rest[None, :], p), dp.factor)
+        - inner(lambda: by_factor(z[:, None] * rest[None, :], p), dp.factor)
     )
     return groups(q, p, shift), Groups(dispersion, location)
 
@@ -316,7 +316,7 @@ def _by_q(x: _Pair, small: _Small) -> tuple[Array, Array]:
     by_u = (
         _combine(strength, x.y)
         + _combine(inverse_q, tau_u)
-        + _combine((jnp.where(x.close, lost, 0) - small.z).T, x.v)
+        + _combine(jnp.where(x.close, lost.T, 0) - small.z, x.v)
     )
     changed_v = _combine(jnp.where(x.close, lost, small.inverse).T, x.v)
     moved = _combine(inverse_q, x.y - tau_u)
@@ -334,13 +334,13 @@ def _by_p(x: _Pair, small: _Small) -> tuple[Array, Array]:
     weighted = _times(_times(small.inverse, _gram(x.v * delta, x.v)), small.inverse)
     strength = _times(small.inverse, small.gram)
     p_v = _combine(small.inverse, x.v)
-    rest = x.y - _combine(z.T, x.v)
+    rest = x.y - _combine(z, x.v)
     squares = jnp.where(x.close, rest * (rest + 2 * p_v), (rest - p_v) * (rest + p_v))
     on = _sum_rows(alone(x.v * _combine(weighted, x.v) + squares - (2 * delta) * (x.v * p_v)))
 
-    across = z.T + jnp.where(x.close, strength, 0)
-    known = jnp.where(x.close, z.T, -strength)
-    along = _times(small.inverse, known) - _times(z, across) - weighted
+    across = z + jnp.where(x.close, strength, 0)
+    known = jnp.where(x.close, z, -strength)
+    along = _times(small.inverse, known) - _times(z.T, across) - weighted
     return x.delta + on, p_v * delta + _combine(across.T, x.y) + _combine(along.T, x.v)
 
 
