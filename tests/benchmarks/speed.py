@@ -8,7 +8,15 @@ import subprocess
 import sys
 import time
 
-SIZES = ((100_000, 8), (20_000, 16), (100, 256))
+SIZES = (
+    (100_000, 4),
+    (100_000, 8),
+    (20_000, 16),
+    (5_000, 32),
+    (1_000, 64),
+    (100, 256),
+    (4, 1024),
+)
 KINDS = ("scale_tril", "covariance_matrix", "precision_matrix")
 
 _IMPORT = """
@@ -83,12 +91,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--times", type=int, default=100, help="repetitions of a program")
     parser.add_argument("--limit", type=float, default=600, help="seconds for a program")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     args = parser.parse_args(argv)
     print(f"import kljax after jax: {1e3 * _import_cost(5):.0f} ms (goal: below 100)")
     print(f"eager kl_divergence: {1e6 * _eager_call(2000):.1f} us (goal: below 30)")
     failed = 0
     for size in SIZES:
-        for kind in KINDS:
+        for kind in args.kinds:
             result = _repeat(size, kind, args.times, args.limit)
             failed += not result.startswith("returned")
             print(f"value and gradient, (batch, k) = {size}, {kind}: {result}", flush=True)
