@@ -77,29 +77,30 @@ def _slopes_of_rows(q: Array, p: Array, delta: Array, on: OnDiagonals) -> _Slope
 def _slopes_of_two(q: Array, p: Array, delta: Array, on: OnDiagonals) -> _Slopes:
     """For P = [[a, 0], [c, b]], with a last column in each block on the diagonal."""
     (a,), (c, b) = blocks.lower(p)
-    over_a, over_b = blocks.divisor(p).inverses
+    c = settled(c)
+    over_a, over_b = linalg.inverse_lower(a), linalg.inverse_lower(b)
     delta_a, delta_b = blocks.parts(delta[:, None])
     on_a, on_b = (OnDiagonals(*x) for x in zip(*map(blocks.parts, on), strict=True))
     last_a, last_b = _Last(a), _Last(b)
-    half, e = a.shape[0], q - p
+    half = a.shape[0]
 
     def product(x: Array, y: Array) -> Array:
         return settled(linalg.matmul(x, y))
 
     # E and y; the last column of E_a itself is excess in the corner.
-    e_a = product(over_a, settled(last_a.put(delta_a, e[:half, :half])))
+    e_a = product(over_a, settled(last_a.put(delta_a, q[:half, :half] - a)))
     by_e_a = last_a.put(c[:, -1:] * on_a.excess[-1], linalg.matmul(c, e_a))
-    e_c = product(over_b, settled(e[half:, :half] - by_e_a))
-    rest_b = delta_b - linalg.matmul(c, e_a[:, -1:])
-    e_b = product(over_b, settled(last_b.put(rest_b, e[half:, half:])))
+    e_c = product(over_b, settled((q[half:, :half] - c) - settled(by_e_a)))
+    rest_b = settled(delta_b - linalg.matmul(c, e_a[:, -1:]))
+    e_b = product(over_b, settled(last_b.put(rest_b, q[half:, half:] - b)))
 
     # W and s
-    back_b = settled(over_b.T)
+    back_b = over_b.T
     w_b = product(back_b, last_b.put_above_corner(on_b.slope, e_b))
     w_c = product(back_b, e_c)
     w_c_and_s = settled(last_a.put(w_b[:, -1:], w_c))
-    rest_a = last_a.put_above_corner(on_a.slope, e_a) - linalg.matmul(settled(c.T), w_c_and_s)
-    w_a = product(settled(over_a.T), settled(rest_a))
+    rest_a = last_a.put_above_corner(on_a.slope, e_a) - linalg.matmul(c.T, w_c_and_s)
+    w_a = product(over_a.T, settled(rest_a))
     corner_a = on_a.slope[-1:, None] - linalg.matmul(c[:, -1:].T, w_c[:, -1:])
     corner_a = settled(corner_a / a[-1:, -1:])
     corner_b = on_b.slope[-1:, None] / b[-1:, -1:]
