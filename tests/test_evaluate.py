@@ -21,6 +21,7 @@ import pytest
 import kljax
 from kljax import batch, cli
 from kljax.batch import files, output, stream
+from kljax.batch.rows import Raw
 
 ROOT = Path(__file__).parent.parent
 N, D = 1000, 3
@@ -218,6 +219,18 @@ def test_every_format_is_read_in_slices(kind, tmp_path, monkeypatch):
             assert got.dtype == value.dtype
 
 
+def test_either_byte_order_and_a_single_pair(data, capsys):
+    np.savez("big.npz", **{name: x.astype(">f4") for name, x in _diagonal(0).items()})
+    assert _run(capsys, "big.npz", "p.npz", "--output", "big.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("big.npy"), data)
+    np.savez("wide.npz", **{name: x.astype(">f8") for name, x in _diagonal(0).items()})
+    assert _run(capsys, "wide.npz", "p.npz", "--output", "wide.npy")[0] == 0
+    assert np.load("wide.npy").dtype == np.float64
+    np.savez("one.npz", loc=np.float32(1), scale=np.float32(2))
+    assert _run(capsys, "one.npz", "one.npz", "--output", "one.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("one.npy"), [0])
+
+
 def test_numbered_columns_are_a_vector(data, capsys):
     pytest.importorskip("pyarrow")
     q = _diagonal(0)
@@ -390,6 +403,23 @@ def _truncated_tensors():
     _truncate("q.safetensors")
 
 
+def _missing_in_a_table(row):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    loc = list(_diagonal(0)["loc"])
+    loc[row] = None
+    scale = list(_diagonal(0)["scale_diag"])
+    pq.write_table(pa.table({"loc": loc, "scale_diag": scale}), "q.parquet")
+
+
+def _damaged_archive():
+    np.savez_compressed("q.npz", **_diagonal(0))
+    content = bytearray(Path("q.npz").read_bytes())
+    content[8000] ^= 255  # in the middle of the first array
+    Path("q.npz").write_bytes(content)
+
+
 def _foreign(name):
     return lambda: Path(name).write_bytes(b"\x10" * 400)
 
@@ -432,12 +462,33 @@ FAILURES = {
     "a parameter is missing": (
         lambda: np.savez("q.npz", loc=np.zeros((N, D))),
         None,
-        "'q.npz' has loc, which is not what a family needs",
+        "'q.npz' has loc, which is no family; the nearest: Normal: loc, scale | log_variance",
     ),
     "a foreign parameter": (
         lambda: _spoil_q(weights=np.zeros(N)),
         None,
-        "has 'weights', which is no parameter",
+        "has 'weights', which is no parameter; the nearest: MultivariateNormalDiag: loc, "
+        "scale_diag | log_variance | variance.",
+    ),
+    "a name mistyped": (
+        lambda: _spoil_q(scale_dig=np.ones(N)),
+        None,
+        "has 'scale_dig', which is no parameter; did you mean 'scale_diag'?",
+    ),
+    "a gap between columns": (
+        lambda: _write_table("q.parquet", {f"loc_{i}": np.zeros(N) for i in (0, 2)}),
+        "q.parquet p.npz --output out.npy",
+        "column 'loc_0' of 'q.parquet' has no 'loc_1' beside it",
+    ),
+    "a missing value far down": (
+        lambda: _missing_in_a_table(700),
+        "q.parquet p.npz --output out.npy --chunk-size 600",
+        "column 'loc' of 'q.parquet' has missing values",
+    ),
+    "a damaged archive": (
+        lambda: _damaged_archive(),
+        "q.npz p.npz --output out.npy --chunk-size 600",
+        "a compressed input is damaged",
     ),
     "ranks": (
         lambda: np.savez("q.npz", loc=np.zeros((2, 2, N)), scale=np.zeros((2, 2, N))),
@@ -530,6 +581,25 @@ def test_full_disk(data, capsys, monkeypatch):
         assert "No space left on device; it needs 4," in err
         assert len(err.splitlines()) == 1
         assert _left() == ["p.npz", "q.npz"]
+
+
+def test_a_disk_that_fails_leaves_what_is_finished(data, capsys, monkeypatch):
+    words = ("q.npz", "p.npz", "--output", "out.npy", "--chunk-size", "600")
+    whole = Raw.__getitem__
+
+    def failing(self, rows):
+        if rows.start > 500:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return whole(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Raw, "__getitem__", failing)
+        status, _, err = _run(capsys, *words)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "Input/output error; what is finished is in 'out.npy.partial', --resume" in err
+    assert _run(capsys, *words, "--resume")[0] == 0
+    np.testing.assert_array_equal(np.load("out.npy"), data)
+    assert _left() == ["out.npy", "p.npz", "q.npz"]
 
 
 def test_a_file_size_limit_is_no_traceback(data, capsys):

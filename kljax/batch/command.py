@@ -28,6 +28,7 @@ from kljax.batch.together import Together, distributed
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 _SECONDS_BETWEEN_JOURNALS = 1.0
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)  # raised by a compressed input
 
 
 def run(options: argparse.Namespace) -> int:
@@ -50,13 +51,33 @@ def _reading() -> Iterator[None]:
     """What a file that is damaged inside raises, as a sentence."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError) as reason:
+    except _DAMAGED as reason:
         raise FileError(f"a compressed input is damaged: {reason}.") from None
     except OSError as reason:
-        where = f" {reason.filename!r}" if reason.filename else ""
+        raise FileError(f"{_failed(reason)}.") from None
+
+
+def _failed(reason: OSError) -> str:
+    where = f" {reason.filename!r}" if reason.filename else ""
+    return f"reading or writing{where} failed: {reason.strerror or reason}"
+
+
+@contextlib.contextmanager
+def _left(partial: output.Partial) -> Iterator[None]:
+    """What a run that fails leaves: what is finished, or nothing where an input is bad."""
+    try:
+        yield
+    except OSError as reason:
+        if reason.errno is None:  # pyarrow's, of a damaged page
+            partial.remove()
+            raise
         raise FileError(
-            f"reading or writing{where} failed: {reason.strerror or reason}."
+            f"{_failed(reason)}; what is finished is in {str(partial.directory)!r}, --resume "
+            "goes on."
         ) from None
+    except (ValueError, TypeError, *_DAMAGED):
+        partial.remove()
+        raise
 
 
 def _run(options: argparse.Namespace, together: Together) -> int:
@@ -69,7 +90,8 @@ def _run(options: argparse.Namespace, together: Together) -> int:
     if os.path.lexists(path):
         raise FileError(f"{options.output!r} exists already.")
     inputs = [files.read(Path(name)) for name in (options.q, options.p)]
-    double = any(x.dtype == np.float64 for side in inputs for x in side.values())
+    dtypes = [x.dtype.newbyteorder("=") for side in inputs for x in side.values()]
+    double = np.float64 in dtypes
     with jax.enable_x64(double):
         q, p = naming.records(
             *inputs,
@@ -92,8 +114,9 @@ def _run(options: argparse.Namespace, together: Together) -> int:
         if not source.paired and options.top_k:
             columns = fields.length(p)
         meter = Meter(columns, source.length, together.index == 0)
-        with _told_when_interrupted(partial.directory):
-            _compute(source, partial, together, meter)
+        with contextlib.closing(partial), _told_when_interrupted(partial.directory):
+            with _left(partial):
+                _compute(source, partial, together, meter)
             partial.close()
             together.wait()
             if together.index:

@@ -84,7 +84,7 @@ def _dtype(label: str, dtype: Any) -> Any:
     try:
         if jnp.issubdtype(dtype, jnp.integer):
             return jnp.result_type(float)
-        return jax.dtypes.canonicalize_dtype(dtype)
+        return jax.dtypes.canonicalize_dtype(np.dtype(dtype).newbyteorder("="))
     except TypeError:
         raise TypeError(
             f"{label} has dtype {dtype}; parameters are real numbers, so give floating-point "

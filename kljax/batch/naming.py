@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Any
 
 from kljax import divergence
@@ -88,16 +89,30 @@ def _complete(family: type, names: set[str]) -> bool:
 
 
 def _incomplete(families: dict[str, type], parameters: dict[str, Any], file: str) -> str:
-    known = {name for f in families.values() for group in _groups(f) for name in group}
+    """What is wrong with the names, and what the families that come nearest need."""
+    groups = {name: _groups(family) for name, family in families.items()}
+    known = {name for of in groups.values() for group in of for name in group}
     unknown = [name for name in parameters if name not in known]
+    near = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
+    if near:
+        return f"{file!r} has {unknown[0]!r}, which is no parameter; did you mean {near[0]!r}?"
+    given = set(parameters) & known
+
+    def faults(of: list[list[str]]) -> int:
+        """How many parameters are missing or too many."""
+        counts = [len(given.intersection(group)) for group in of]
+        return sum(abs(n - 1) for n in counts) + len(given) - sum(counts)
+
+    least = min(map(faults, groups.values()))
     forms = "; ".join(
-        f"{name}: {', '.join(' | '.join(group) for group in _groups(family))}"
-        for name, family in families.items()
+        f"{name}: {', '.join(' | '.join(group) for group in of)}"
+        for name, of in groups.items()
+        if faults(of) == least
     )
-    given = ", ".join(parameters)
+    what = f"{', '.join(parameters)}, which is no family"
     if unknown:
-        return f"{file!r} has {unknown[0]!r}, which is no parameter; there are {forms}."
-    return f"{file!r} has {given}, which is not what a family needs; there are {forms}."
+        what = f"{unknown[0]!r}, which is no parameter"
+    return f"{file!r} has {what}; the nearest: {forms}."
 
 
 def _record(family: type, parameters: dict[str, Any]) -> Any:

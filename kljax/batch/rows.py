@@ -31,8 +31,8 @@ class Raw:
         return values.reshape(stop - start, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        values = Raw(self.path, self.offset, (1, *self.shape), self.dtype)[:][0]
-        return values if dtype is None else values.astype(dtype)
+        rows = Raw(self.path, self.offset, (1, *self.shape), self.dtype)[:]
+        return rows.reshape(self.shape).astype(dtype or self.dtype, copy=False)
 
     def end(self) -> int:
         return self.offset + math.prod(self.shape) * self.dtype.itemsize

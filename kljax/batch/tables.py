@@ -50,7 +50,7 @@ class Stacked:
     def __init__(self, columns: list[Column]):
         self.columns = columns
         self.shape = (*columns[0].shape, len(columns))
-        self.dtype = columns[0].dtype
+        self.dtype = np.result_type(*(column.dtype for column in columns))
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return np.stack([column[rows] for column in self.columns], axis=-1)
@@ -144,7 +144,11 @@ def _stacked(columns: dict[str, Column]) -> dict[str, Any]:
         else:
             found[name] = column
     for name, group in groups.items():
-        if sorted(group) != list(range(len(group))) or name in found:
+        gap = next(i for i in range(len(group) + 1) if i not in group)
+        if gap < len(group):
+            some = next(iter(group.values()))
+            raise FileError(f"{some} has no '{name}_{gap}' beside it.")
+        if name in found:
             found |= {column.name: column for column in group.values()}
         else:
             found[name] = Stacked([group[i] for i in range(len(group))])
