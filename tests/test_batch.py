@@ -200,6 +200,7 @@ def test_memory_is_bounded():
         ),
         (lambda q: batch.pairwise(q, q, block_bytes=0), ValueError, "must be positive"),
         (lambda q: batch.top_k(q, q, 12), ValueError, "between 1 and the 11"),
+        (lambda q: batch.top_k(q, q, 1.5), TypeError, "k must be a whole number; got 1.5"),
         (lambda q: batch.evaluate(q, q, chunk_bytes=0), ValueError, "must be positive"),
         (
             lambda q: batch.evaluate(q, jax.tree.map(lambda a: a[:4], q)),

@@ -7,6 +7,7 @@ of large condition) is computed by the rule of the pair, as `kl_divergence` woul
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import jax
@@ -80,12 +81,17 @@ def top_k(q: Any, p: Any, k: int, /, *, block_bytes: int = _BLOCK_BYTES) -> tupl
         divergences the lower index comes first; nan, from an invalid parameter, comes last.
 
     Raises:
-        TypeError: if an argument is no distribution or the pair has no closed form.
+        TypeError: if an argument is no distribution, the pair has no closed form or k is no
+            whole number.
         ValueError: as for `pairwise`, or if k is out of range.
     """
     divergence.closed_form("top_k", q, p)
     _check_block_bytes(block_bytes)
-    return _batches.call(_top_k, q, p, k=int(k), block_bytes=int(block_bytes))
+    try:
+        whole = operator.index(k)
+    except TypeError:
+        raise TypeError(f"k must be a whole number; got {k!r}.") from None
+    return _batches.call(_top_k, q, p, k=whole, block_bytes=int(block_bytes))
 
 
 @jax.jit(static_argnames=("k", "block_bytes"))
