@@ -122,8 +122,10 @@ def as_array(name: str, value: Any) -> Array:
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:
+        kind = f" of dtype {value.dtype}" if hasattr(value, "dtype") else ""
         raise TypeError(
-            f"{name} must be a number or an array of numbers; got a {type(value).__name__}."
+            f"{name} must be a number or an array of numbers; got a "
+            f"{type(value).__name__}{kind}."
         ) from error
     if not jnp.issubdtype(array.dtype, jnp.floating) and not is_key(array):
         if not jnp.issubdtype(array.dtype, jnp.integer):
