@@ -9,6 +9,7 @@ products are fast, diagonal blocks of `WIDE` rows are inverted first, all at onc
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -269,6 +270,7 @@ class Triangle:
         return substitute_rows_transposed(self.matrix[low:high, low:high], b, keep)
 
 
+@jax.jit
 def inverse_lower(lower: Array) -> Array:
     """lower^-1."""
     size = lower.shape[0]
@@ -364,6 +366,7 @@ def _pad_identity(a: Array, size: int) -> Array:
     return jnp.pad(a, ((0, extra), (0, extra))) + on_diagonal(ones)
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def substitute_rows(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     """lower^-1 b, row by row."""
     over = Divisor(diagonal(lower))
@@ -376,6 +379,7 @@ def substitute_rows(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     return settled(keep(from_rows(rows))) if rows else b
 
 
+@functools.partial(jax.jit, static_argnums=2)
 def substitute_rows_transposed(lower: Array, b: Array, keep: _Keep = _all) -> Array:
     """lower^-T b, row by row from the last."""
     over = Divisor(diagonal(lower))
@@ -422,6 +426,7 @@ def cholesky_deviation(s: Array) -> Array:
     return _factorize(s, 1)
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def _factorize(a: Array, identity: int) -> Array:
     """A Cholesky factor, by halves or, where unrolling compiles too long, by panels.
 
