@@ -67,7 +67,10 @@ def _log_ratio(q: Diagonal, p: Diagonal) -> Doubled:
 
 def _log_quotient(x: Array, y: Array) -> Array:
     """log(x / y), from the difference where they are near."""
-    return special.Quotient.of(x, y).log()
+    log = special.Quotient.of(x, y).log()
+    # The bits of nan, inf, 0 or a negative number would read as some other number.
+    usual = (x > 0) & (x < jnp.inf) & (y > 0) & (y < jnp.inf)
+    return jnp.where(usual, log, jnp.log(x) - jnp.log(y))
 
 
 def _when_near(

@@ -235,7 +235,8 @@ class ScaleTril(_ByFactor):
     """A lower triangular Cholesky factor C."""
 
     def factorize(self) -> Array:
-        return self.value
+        # Or what stands above the diagonal, which must be 0, would be given a gradient.
+        return jnp.tril(self.value)
 
     def change(self, factor: Array, tangent: Any) -> Array:
         return linalg.solve_lower(factor, jnp.tril(tangent.value))

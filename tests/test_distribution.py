@@ -82,6 +82,29 @@ def test_samples_are_differentiable():
     np.testing.assert_allclose(gradient.scale, 4.0, atol=4 * 6.5 / np.sqrt(2000))
 
 
+@pytest.mark.parametrize("function", ["sample", "covariance", "entropy"])
+def test_what_is_above_the_diagonal_of_a_factor_has_no_gradient(function):
+    """It must be 0, and a step of training would make it something else."""
+    other = {"sample": (jax.random.key(0),)}.get(function, ())
+
+    def loss(q):
+        return jnp.sum(getattr(kljax, function)(q, *other) ** 2)
+
+    q = kljax.MultivariateNormal(jnp.ones(3), jnp.eye(3) + jnp.tril(jnp.ones((3, 3)), -1))
+    blocks = kljax.BlockDiagonalNormal(jnp.ones(3), q.scale_tril[None])
+    matrix = kljax.MatrixNormal(
+        jnp.ones((3, 1)), row_scale_tril=q.scale_tril, column_covariance=[[1.0]]
+    )
+    for x, name in (
+        (q, "scale_tril"),
+        (blocks, "block_scale_tril"),
+        (matrix, "row_scale_tril"),
+    ):
+        gradient = np.asarray(getattr(jax.grad(loss)(x), name))
+        assert np.any(gradient)
+        assert not np.any(np.triu(gradient, 1))
+
+
 @pytest.mark.parametrize("pair", PAIRS[::4], ids=pair_name)
 def test_cross_entropy_is_entropy_plus_divergence(pair):
     rng = rng_for("cross entropy", *pair)

@@ -188,6 +188,24 @@ def test_invalid_value_beside_another_structure_gives_nan(name):
     _assert_nan(PRIOR, bad)
 
 
+def test_no_other_parametrization_takes_a_covariance_that_is_none():
+    q = kljax.MultivariateNormal(jnp.zeros(2), covariance_matrix=jnp.array([[1.0, 2], [2, 1]]))
+    for p in (
+        kljax.MultivariateNormal(jnp.zeros(2), jnp.eye(2)),
+        kljax.MultivariateNormal(jnp.zeros(2), precision_matrix=jnp.eye(2)),
+        kljax.standard_normal(2),
+        kljax.LowRankMultivariateNormal(jnp.zeros(2), jnp.zeros((2, 1)), jnp.ones(2)),
+    ):
+        assert np.isnan(kljax.kl_divergence(q, p))
+        assert np.isnan(kljax.kl_terms(q, p).log_det)
+
+
+def test_the_log_det_of_an_invalid_scale_is_nan():
+    for name in ("scale", "variance", "log_variance"):
+        q = kljax.Normal(0.0, **{name: jnp.nan})
+        assert np.isnan(kljax.kl_terms(q, kljax.Normal(0.0, 1.0)).log_det)
+
+
 @pytest.mark.parametrize("size", [3, 16, 64, 65])
 @pytest.mark.parametrize("entry", [2.0**-126, -1.0, 3e38, np.inf, np.nan])
 def test_any_entry_above_the_diagonal_is_invalid(size, entry):
