@@ -77,6 +77,7 @@ def over_batches(
     arrays: Sequence[Argument] = (),
     *,
     precision: str = "default",
+    own_axes: bool = False,
 ) -> Any:
     """Applies a rule that sees one event to records and arrays with batch axes.
 
@@ -86,6 +87,7 @@ def over_batches(
         records: records by the names that messages use.
         arrays: further arguments, such as the point at which a density is asked.
         precision: `"high"` evaluates the rule and its derivatives in float64.
+        own_axes: whether event axes of one name may differ between two records.
 
     Returns:
         What `rule` returns, with the broadcast batch shape in front of every array.
@@ -94,6 +96,8 @@ def over_batches(
     owners: list[str | None] = []
     for name, x in records.items():
         own = arguments_of(name, x)
+        if own_axes:
+            check_event_sizes(own)
         arguments += own
         owners += [name] * len(own)
     for array in arrays:
@@ -101,7 +105,8 @@ def over_batches(
         check_rank(array)
         arguments.append(array)
         owners.append(None)
-    check_event_sizes(arguments)
+    if not own_axes:
+        check_event_sizes(arguments)
     batch = broadcast_batch_shapes(arguments)
     dtype = computing_dtype(arguments)
 

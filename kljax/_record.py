@@ -270,8 +270,12 @@ def _check_value(argument: Argument) -> None:
     values = argument.value.astype(computing_dtype([argument]))
     for _ in argument.batch_shape:
         violated = jax.vmap(violated)
-    found = violated(values)
     sentence = f"{argument.name} must {argument.constraint.requirement}"
+    refuse_where(violated(values), sentence, argument.value)
+
+
+def refuse_where(found: Array, sentence: str, value: Any = None) -> None:
+    """Raises, or under checkify records, the sentence where an entry of found is true."""
     if isinstance(found, Tracer):
         # Here, since importing checkify costs time that most users never need.
         from jax.experimental import checkify
@@ -283,5 +287,7 @@ def _check_value(argument: Argument) -> None:
         return
     index = tuple(int(i) for i in where[0])
     at = f" at index {index}" if index else ""
-    got = " ".join(np.array2string(np.asarray(argument.value)[index], threshold=20).split())
+    if value is None:
+        raise ValueError(f"{sentence}, which it does not{at}.")
+    got = " ".join(np.array2string(np.asarray(value)[index], threshold=20).split())
     raise ValueError(f"{sentence}; got {got}{at}.")

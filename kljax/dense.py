@@ -17,7 +17,15 @@ from jax import Array, lax
 
 from kljax import doubled, linalg, special
 from kljax.doubled import Doubled
-from kljax.structure import Diagonal, LogVariance, Scale
+from kljax.structure import (
+    Covariance,
+    Diagonal,
+    LogVariance,
+    Precision,
+    Scale,
+    ScaleTril,
+    Structure,
+)
 
 
 def gap(s: Array) -> Array:
@@ -39,18 +47,13 @@ def log_det(factor: Array) -> Array:
     return 2 * jnp.sum(special.log(linalg.diagonal(factor)))
 
 
-def is_small(s: Array) -> Array:
-    """Whether `gap` of s is accurate; else the factors themselves are."""
-    return jnp.max(jnp.abs(s), initial=0) < 0.5
-
-
 def _relative(q: Doubled, p: Doubled) -> tuple[Array, Array, Array]:
     """C_p, S, and the lower triangular M with M M^T = I + S as its difference from I."""
     factor = linalg.cholesky(p.high)
     s = linalg.whiten_both(factor, (q.high - p.high) + (q.low - p.low))
     divided = linalg.solve_lower(factor, linalg.cholesky(q.high))
     divided = divided - jnp.eye(s.shape[0], dtype=s.dtype)
-    return factor, s, jnp.where(is_small(s), linalg.cholesky_deviation(s), divided)
+    return factor, s, jnp.where(linalg.is_small(s), linalg.cholesky_deviation(s), divided)
 
 
 @jax.custom_jvp
@@ -59,7 +62,7 @@ def dispersion(q: Doubled, p: Doubled) -> Array:
     factor, s, deviation = _relative(q, p)
     log_ratio = special.log(linalg.diagonal(linalg.cholesky(q.high)) / linalg.diagonal(factor))
     near = special.log1p(linalg.diagonal(deviation))
-    on = jnp.where(is_small(s), near, log_ratio)
+    on = jnp.where(linalg.is_small(s), near, log_ratio)
     return 0.5 * gap_of_factor(on, linalg.strict_lower(deviation))
 
 
@@ -106,7 +109,12 @@ def exactly(covariance: Array) -> Doubled:
     return doubled.exactly(linalg.symmetrize(covariance))
 
 
-def _with_low_part(high: Array, exact: Doubled) -> Doubled:
+def fixed(x: Doubled) -> Doubled:
+    """Without derivatives."""
+    return Doubled(*map(lax.stop_gradient, x))
+
+
+def with_low_part(high: Array, exact: Doubled) -> Doubled:
     """A differentiable `high` with what it lacks, which has no derivative of its own."""
     high_value = lax.stop_gradient(high)
     return Doubled(high, lax.stop_gradient((exact.high - high_value) + exact.low))
@@ -114,20 +122,20 @@ def _with_low_part(high: Array, exact: Doubled) -> Doubled:
 
 def outer(a: Array) -> Doubled:
     """A A^T."""
-    fixed = lax.stop_gradient(a)
-    return _with_low_part(linalg.matmul(a, a.T), doubled.matmul(fixed, fixed.T))
+    given = lax.stop_gradient(a)
+    return with_low_part(linalg.matmul(a, a.T), doubled.matmul(given, given.T))
 
 
 def variances(x: Diagonal) -> Doubled:
     """The variances of a diagonal structure, a vector."""
-    fixed = lax.stop_gradient(x.value)
+    given = lax.stop_gradient(x.value)
     match x:
         case Scale():
-            return _with_low_part(x.variance(), doubled.two_product(fixed, fixed))
+            return with_low_part(x.variance(), doubled.two_product(given, given))
         case LogVariance():
             high = lax.stop_gradient(x.variance())
-            rest = doubled.subtract(doubled.exactly(fixed), doubled.log(high))
-            return _with_low_part(x.variance(), Doubled(high, high * doubled.value(rest)))
+            rest = doubled.subtract(doubled.exactly(given), doubled.log(high))
+            return with_low_part(x.variance(), Doubled(high, high * doubled.value(rest)))
         case _:
             return doubled.exactly(x.variance())
 
@@ -139,8 +147,32 @@ def diagonal(x: Diagonal) -> Doubled:
 
 def add(a: Doubled, b: Doubled) -> Doubled:
     """A + b."""
-    exact = doubled.add(*(Doubled(*map(lax.stop_gradient, x)) for x in (a, b)))
-    return _with_low_part(a.high + b.high, exact)
+    return with_low_part(a.high + b.high, doubled.add(fixed(a), fixed(b)))
+
+
+def kron(a: Doubled, b: Doubled) -> Doubled:
+    """The Kronecker product."""
+    left = Doubled(*(x[:, None, :, None] for x in a))
+    right = Doubled(*(x[None, :, None, :] for x in b))
+    exact = doubled.multiply(fixed(left), fixed(right))
+    both = with_low_part(left.high * right.high, exact)
+    size = a.high.shape[0] * b.high.shape[0]
+    return Doubled(*(x.reshape(size, size) for x in both))
+
+
+def covariance(x: Structure) -> Doubled:
+    """The covariance matrix of a structure, from the numbers that were given."""
+    match x:
+        case ScaleTril():
+            return outer(jnp.tril(x.value))
+        case Covariance():
+            return exactly(x.value)
+        case Precision():
+            return inverse(x.value)
+        case Diagonal():
+            return diagonal(x)
+        case _:
+            raise NotImplementedError(type(x).__name__)
 
 
 def inverse(precision: Array) -> Doubled:

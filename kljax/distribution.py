@@ -175,7 +175,7 @@ def _cross_entropy(q: Any, p: Any) -> Array:
             return form.cross_entropy(q, p)
         return _rule("entropy", q)(q) + form.kl(q, p)
 
-    return _batches.over_batches(rule, {"q": q, "p": p})
+    return divergence.over_batches(form, rule, q, p, precision="default")
 
 
 def check(*distributions: Any) -> None:
@@ -196,3 +196,8 @@ def check(*distributions: Any) -> None:
         if not _record.is_record(x):
             raise TypeError(f"check needs distributions; got {_record.describe(x)}.")
         _record.check_values(x)
+        # What no parameter says alone: an entropy exists only of a distribution.
+        requirement = getattr(type(x), "together", None)
+        if requirement is not None:
+            sentence = f"{type(x).__name__} must {requirement}"
+            _record.refuse_where(jnp.isnan(entropy(x)), sentence)

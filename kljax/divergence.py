@@ -26,6 +26,7 @@ class ClosedForm(NamedTuple):
         terms: the rule for `kl_terms`, or None.
         cross_entropy: the rule for `cross_entropy`, or None.
         from_unit: the rule for KL(q ‖ N(loc, I)), of q and loc, or None.
+        own_axes: whether event axes of one name may differ between q and p.
     """
 
     q: type
@@ -36,6 +37,7 @@ class ClosedForm(NamedTuple):
     terms: Callable[[Any, Any], Any] | None
     cross_entropy: Callable[[Any, Any], Array] | None
     from_unit: Callable[[Any, Array], Array] | None
+    own_axes: bool = False
 
     def __repr__(self) -> str:
         return f"KL({self.q.__name__} ‖ {self.p.__name__}), {self.cost}: {self.formula}"
@@ -51,6 +53,7 @@ def register_kl(
     terms: Callable[[Any, Any], Any] | None = None,
     cross_entropy: Callable[[Any, Any], Array] | None = None,
     from_unit: Callable[[Any, Array], Array] | None = None,
+    own_axes: bool = False,
     cost: str = "",
 ) -> Callable[[_Rule], _Rule]:
     """Registers the decorated function as the closed form of KL(q ‖ p).
@@ -67,6 +70,8 @@ def register_kl(
             identity while a program is traced: in numbers or NumPy arrays, not JAX arrays.
             So p has a loc, and its fields of the group `one_of="spread"` say by `unit` which
             value that is.
+        own_axes: whether event axes of one name may differ between q and p, whose rule
+            then says itself which events fit together.
         cost: operations for one pair, such as `"O(d)"`.
 
     Raises:
@@ -84,7 +89,9 @@ def register_kl(
 
     def register(rule: _Rule) -> _Rule:
         formula = (rule.__doc__ or rule.__name__).strip().splitlines()[0]
-        _TABLE[q, p] = ClosedForm(q, p, formula, cost, rule, terms, cross_entropy, from_unit)
+        _TABLE[q, p] = ClosedForm(
+            q, p, formula, cost, rule, terms, cross_entropy, from_unit, own_axes
+        )
         return rule
 
     return register
@@ -148,8 +155,16 @@ def kl_divergence(q: Any, p: Any, /, *, precision: _Precision = "default") -> Ar
 
 @jax.jit(static_argnames="precision")
 def _kl_divergence(q: Any, p: Any, *, precision: _Precision) -> Array:
-    rule = closed_form("kl_divergence", q, p).kl
-    return _batches.over_batches(rule, {"q": q, "p": p}, precision=precision)
+    form = closed_form("kl_divergence", q, p)
+    return over_batches(form, form.kl, q, p, precision=precision)
+
+
+def over_batches(
+    form: ClosedForm, rule: Callable[..., Any], q: Any, p: Any, *, precision: _Precision
+) -> Any:
+    """A rule of this pair, applied to batches."""
+    records = {"q": q, "p": p}
+    return _batches.over_batches(rule, records, precision=precision, own_axes=form.own_axes)
 
 
 @jax.jit(static_argnames=("family", "precision"))
@@ -181,6 +196,6 @@ def kl_terms(q: Any, p: Any, /, *, precision: _Precision = "default") -> Any:
 
 @jax.jit(static_argnames="precision")
 def _kl_terms(q: Any, p: Any, *, precision: _Precision) -> Any:
-    rule = closed_form("kl_terms", q, p).terms
-    assert rule is not None
-    return _batches.over_batches(rule, {"q": q, "p": p}, precision=precision)
+    form = closed_form("kl_terms", q, p)
+    assert form.terms is not None
+    return over_batches(form, form.terms, q, p, precision=precision)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from kljax import special
+from kljax import linalg, special
 
 
 class Doubled(NamedTuple):
@@ -157,3 +157,8 @@ def matmul(a: Array, b: Array) -> Doubled:
 
     zero = jnp.zeros((a.shape[0], b.shape[1]), a.dtype)
     return lax.scan(add_term, Doubled(zero, zero), (a.T, b))[0]
+
+
+def times(a: Array, b: Doubled) -> Doubled:
+    """The product of a matrix of ordinary numbers and a matrix of pairs."""
+    return add(matmul(a, b.high), exactly(linalg.matmul(a, b.low)))

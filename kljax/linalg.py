@@ -401,6 +401,14 @@ def from_rows(rows: Sequence[Array]) -> Array:
     return matrix
 
 
+def is_small(s: Array) -> Array:
+    """Whether I + s is positive definite beyond doubt, and s what to compute a divergence from.
+
+    By the norm: of a singular I + s all entries of s may be small.
+    """
+    return jnp.sum(s * s) < 0.25
+
+
 # ---- Cholesky factors -----------------------------------------------------------------------
 
 

@@ -168,7 +168,7 @@ def _from_relative_covariance(q: Factored, p: Factored) -> Quotient:
     the quotient of the factors is.
     """
     s = _relative_covariance(q, p)
-    near = jnp.max(jnp.abs(s), initial=0) < 0.5
+    near = linalg.is_small(s)
     deviation = linalg.cholesky_deviation(s)
     divided = p.whiten(q.structure.dense_factor(q.factor))
     return Quotient(

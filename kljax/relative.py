@@ -32,7 +32,7 @@ def _quotient_jvp(primals, tangents):
 
 def from_relative_covariance(s: Array, divided: Array, log_diagonal: Array) -> Quotient:
     """M from S = C_p^-1 (S_q - S_p) C_p^-T where that is small, else from the division."""
-    near = jnp.max(jnp.abs(s), initial=0) < 0.5
+    near = linalg.is_small(s)
     deviation = linalg.cholesky_deviation(s)
     on = special.log1p(linalg.diagonal(deviation))
     return Quotient(

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from kljax import linalg, special
-from kljax.dense import gap_of_factor, is_small, log_det
+from kljax.dense import gap_of_factor, log_det
 
 
 def basis(rows: Array) -> Array:
@@ -83,15 +83,17 @@ def dispersion(v: Array, e: Array, ratio: Array, delta: Array, gaps: Array) -> A
     of_q = inverse_k + linalg.matmul(b_u, b_u.T)
     deviation_s, factor_q = _factors(jnp.stack([s, of_q]), (1, 0))
     apart = jnp.sum(linalg.diagonal(s)) + (_log_det(deviation) - log_det(factor_q))
-    inside = jnp.where(is_small(s), _gap(deviation_s), apart)
+    inside = jnp.where(linalg.is_small(s), _gap(deviation_s), apart)
 
     # What is left of the diagonal outside of the span. Where the span holds coordinate axes
     # both sums are equal, and their difference is rounding: never below 0.
     leverage = jnp.sum(b * b, axis=0)
     close = jnp.sum(leverage * delta * tau) - _gap(deviation_k)
     apart = jnp.sum(leverage * delta) + _log_det(deviation_k)
-    captured = jnp.where(is_small(k), close, apart)
+    captured = jnp.where(linalg.is_small(k), close, apart)
     outside = jnp.maximum(jnp.sum(gaps) - captured, 0)
+    spans_all = jnp.sum(leverage) > b.shape[1] - 0.5
+    outside = jnp.where(spans_all, 0, outside)
 
     # B Delta B^T - K^-1: the squares of what regression on the span leaves.
     root = special.reciprocal(jnp.sqrt(ratio))[None, :]

@@ -404,3 +404,62 @@ def test_sizes_that_do_not_fit():
     both = _with(chain, kljax.GaussMarkov, initial_scale_tril=jnp.eye(D))
     with pytest.raises(ValueError, match="exactly one of initial_covariance, initial_scale"):
         kljax.kl_divergence(both, chain)
+
+
+# ---- factors --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind", ["chain by factors", "joint by factors", "observations by factors"]
+)
+def test_no_gradient_above_the_diagonal_of_a_factor(kind):
+    """A step along it would make the factor invalid."""
+    q, p = (draw(kind, name, dtype=np.float32) for name in "qp")
+
+    def uses(q: Any, p: Any) -> Any:
+        drawn = jnp.sum(kljax.sample(q, jax.random.key(0)) ** 2)
+        moments = jnp.sum(kljax.variance(q)) + jnp.sum(kljax.covariance(q) ** 2)
+        return kljax.kl_divergence(q, p) + kljax.entropy(p) + drawn + moments
+
+    for gradient in jax.jit(jax.grad(uses, (0, 1)))(q, p):
+        factors = [v for k, v in vars(gradient).items() if k.endswith("tril") and v is not None]
+        assert len(factors) >= 2
+        assert all(np.any(x) and not np.any(np.triu(x, 1)) for x in map(np.asarray, factors))
+
+
+@pytest.mark.parametrize("family", ["LinearGaussianObservations", "LinearGaussianPosterior"])
+@pytest.mark.parametrize(
+    "name", ["initial_covariance", "transition_covariance", "emission_covariance"]
+)
+def test_a_covariance_that_only_its_sum_makes_positive_is_nan(family, name):
+    given = {
+        "initial_loc": jnp.zeros(1),
+        "initial_covariance": jnp.eye(1),
+        "transition_matrix": jnp.ones((1, 1, 1)),
+        "transition_offset": jnp.zeros((1, 1)),
+        "transition_covariance": jnp.ones((1, 1, 1)),
+        "emission_matrix": jnp.eye(1),
+        "emission_offset": jnp.zeros(1),
+        "emission_covariance": 2 * jnp.eye(1),
+    }
+    if family == "LinearGaussianPosterior":
+        given["observations"] = jnp.ones((2, 1))
+    make = getattr(kljax, family)
+    assert np.isfinite(kljax.entropy(make(**given)))
+    bad = make(**(given | {name: -0.5 * given[name]}))
+    assert np.isnan(kljax.entropy(bad))
+    assert np.isnan(kljax.kl_divergence(bad, kljax.standard_normal(2)))
+
+
+def test_blocks_that_form_no_precision_are_named():
+    x = draw("blocks", "q", dtype=np.float32)
+    kljax.check(x)
+    bad = kljax.BlockTridiagonalNormal(
+        x.loc, x.precision_diagonal_blocks, 100 * x.precision_lower_blocks
+    )
+    assert np.isnan(kljax.entropy(bad))
+    with pytest.raises(ValueError, match="form a positive definite precision matrix"):
+        kljax.check(bad)
+    both = jax.tree.map(lambda *x: jnp.stack(x), x, bad)
+    with pytest.raises(ValueError, match=r"at index \(1,\)"):
+        kljax.check(both)

@@ -27,6 +27,7 @@ FLOORS = [
         "tridiagonal",
         "filtering",
         "smoothing",
+        "paths",
     ],
     ["divergence", "distribution"],
     [
@@ -84,6 +85,7 @@ FLOORS = [
     [
         "batch.rows",
         "batch.tables",
+        "batch.safetensors",
         "batch.files",
         "batch.naming",
         "batch.formats",

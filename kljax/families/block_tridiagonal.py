@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, markov, tridiagonal
+from kljax import distribution, markov, paths, tridiagonal
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families import gauss_markov
 from kljax.families.gauss_markov import GaussMarkov, MarkovTerms
+from kljax.families.gaussian_mixes import register_dense
 from kljax.markov import Chain, Parts
 from kljax.tridiagonal import Blocks
 
@@ -35,6 +36,8 @@ class BlockTridiagonalNormal:
         "T d d", constraint="positive_definite", default=None
     )
     precision_lower_blocks: Parameter = param("T-1 d d", default=None)
+
+    together = "have blocks that form a positive definite precision matrix"
 
 
 def blocks(x: BlockTridiagonalNormal) -> Blocks:
@@ -121,3 +124,7 @@ for _q, _p in (
     (GaussMarkov, BlockTridiagonalNormal),
 ):
     register_kl(_q, _p, terms=_terms, cross_entropy=_cross_entropy, cost="O(T d^3)")(_kl)
+register_dense(
+    BlockTridiagonalNormal,
+    lambda x: gauss_markov.dense_path(paths.of_blocks(blocks(x)), len(x.loc)),
+)

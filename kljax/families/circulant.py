@@ -11,16 +11,19 @@ also where q is almost p.
 
 from __future__ import annotations
 
+import decimal
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from kljax import constraints, coordinates, dense, distribution, special
+from kljax import constraints, coordinates, dense, distribution, doubled, linalg, special
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
+from kljax.doubled import Doubled
 from kljax.families.gaussian import GaussianTerms
 from kljax.families.gaussian_mixes import DenseGaussian, register_dense
 from kljax.structure import Variance
@@ -178,10 +181,15 @@ def _variance(x: CirculantNormal) -> Array:
     return jnp.broadcast_to(_first_row(x)[0], x.loc.shape)
 
 
-def _covariance(x: CirculantNormal) -> Array:
-    size = len(x.loc)
+def _matrix(row: Array) -> Array:
+    """The circulant matrix of a first row."""
+    size = len(row)
     lag = (np.arange(size)[None, :] - np.arange(size)[:, None]) % size
-    return _first_row(x)[lag]
+    return row[lag]
+
+
+def _covariance(x: CirculantNormal) -> Array:
+    return _matrix(_first_row(x))
 
 
 distribution.register_distribution(
@@ -203,9 +211,50 @@ register_kl(
 )(_kl)
 
 
+# ---- as a matrix, to twice the digits -------------------------------------------------------
+
+_PI = decimal.Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
+
+
+@functools.cache
+def _cosines(size: int) -> list[decimal.Decimal]:
+    """cos(2 pi i / n) for i < n, to 50 digits, by its series."""
+    with decimal.localcontext(prec=55):
+        found = []
+        for i in range(size):
+            square, term, total = (
+                (2 * _PI * i / size) ** 2,
+                decimal.Decimal(1),
+                decimal.Decimal(0),
+            )
+            for j in range(1, 40):
+                total += term
+                term *= -square / (2 * j * (2 * j - 1))
+            found.append(total)
+        return found
+
+
+def _from_eigenvalues(eigenvalues: Array, size: int) -> Doubled:
+    """row_j = sum_k counts_k lambda_k cos(2 pi j k / n) / n as a column."""
+    index = np.arange(size)[:, None] * np.arange(len(eigenvalues))[None, :] % size
+    high = np.array([float(c) for c in _cosines(size)], eigenvalues.dtype)
+    rest = (c - decimal.Decimal(float(h)) for c, h in zip(_cosines(size), high, strict=True))
+    low = np.array([float(r) for r in rest], eigenvalues.dtype)
+    weights = (eigenvalues * _counts(size).astype(eigenvalues.dtype))[:, None]
+    # Their product with weights, then over n, where neither is rounded.
+    total = doubled.matmul(jnp.asarray(high[index]), weights)
+    total = doubled.add(total, doubled.exactly(linalg.matmul(jnp.asarray(low[index]), weights)))
+    quotient = doubled.divide(total.high, doubled.exactly(jnp.full_like(total.high, size)))
+    return Doubled(quotient.high, quotient.low + total.low / size)
+
+
 def _dense(x: CirculantNormal) -> DenseGaussian:
-    """A circulant covariance as a matrix; from eigenvalues it is rounded once."""
-    return DenseGaussian(x.loc, dense.exactly(_covariance(x)))
+    if x.covariance_rfft is None:
+        return DenseGaussian(x.loc, dense.exactly(_covariance(x)))
+    size = len(x.loc)
+    exact = _from_eigenvalues(lax.stop_gradient(_eigenvalues(x)), size)
+    exact = Doubled(*(_matrix(part[:, 0]) for part in exact))
+    return DenseGaussian(x.loc, dense.with_low_part(_covariance(x), exact))
 
 
 register_dense(CirculantNormal, _dense)

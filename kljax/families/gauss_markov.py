@@ -7,11 +7,14 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, markov
+from kljax import distribution, markov, paths
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
+from kljax.doubled import Doubled
 from kljax.families.gaussian import GaussianTerms
+from kljax.families.gaussian_mixes import DenseGaussian, register_dense
 from kljax.markov import Chain, Parts
+from kljax.paths import Law
 from kljax.structure import Covariance, ScaleTril, Structure
 
 
@@ -160,3 +163,16 @@ distribution.register_distribution(
 register_kl(
     GaussMarkov, GaussMarkov, terms=_terms, cross_entropy=_cross_entropy, cost="O(T d^3)"
 )(_kl)
+
+
+def dense_path(law: Law, length: int) -> DenseGaussian:
+    """The law of a path of this length, its mean (T, d)."""
+    return DenseGaussian(Doubled(*(x.reshape(length, -1) for x in law.loc)), law.covariance)
+
+
+def _dense(x: GaussMarkov) -> DenseGaussian:
+    of_x = chain(x)
+    return dense_path(paths.of_chain(of_x), len(of_x.offset) + 1)
+
+
+register_dense(GaussMarkov, _dense)

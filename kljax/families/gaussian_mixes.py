@@ -5,7 +5,8 @@ it with another such family that has no closed form by then is evaluated as
 
     KL = (tr(S_p^-1 S_q) + |m_q - m_p|^2_p - d + log |S_p| - log |S_q|) / 2
 
-on d x d matrices known to twice the digits (`kljax.dense`), in O(d^3).
+on d x d matrices known to twice the digits (`kljax.dense`), in O(d^3). An event of two axes, a
+matrix or a path, is read row by row.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import dense
+from kljax import dense, doubled
 from kljax.divergence import closed_forms, register_kl
 from kljax.doubled import Doubled
 from kljax.families import gaussian
@@ -31,13 +32,25 @@ COST = "O(d^3), dense"
 
 
 class DenseGaussian(NamedTuple):
-    """One event with a vector mean and a covariance matrix, known to twice the digits."""
+    """One event: its mean, and its covariance matrix known to twice the digits.
 
-    loc: Array
+    Attributes:
+        loc: shape of an event; a mean that is computed is known to twice the digits as well.
+        covariance: of the event read row by row.
+    """
+
+    loc: Array | Doubled
     covariance: Doubled
 
 
-_DENSE: dict[type, Callable[[Any], DenseGaussian]] = {}
+class _Law(NamedTuple):
+    """A dense Gaussian whose mean is known to twice the digits, too."""
+
+    loc: Doubled
+    covariance: Doubled
+
+
+_DENSE: dict[type, Callable[[Any], _Law]] = {}
 
 
 def register_dense(family: type, rule: Callable[[Any], DenseGaussian]) -> None:
@@ -45,33 +58,46 @@ def register_dense(family: type, rule: Callable[[Any], DenseGaussian]) -> None:
 
     Args:
         family: a class made by `kljax.record`.
-        rule: function of one event to its mean, as a vector, and its covariance matrix;
-            an event with several axes is flattened in row-major order. The covariance is a
-            `Doubled` whose `high` is differentiable and whose `low` has no derivative
-            (`dense.exactly`, `outer`, `diagonal`, `add` and `inverse` make them).
+        rule: function of one event to its mean and its covariance matrix; an event with
+            several axes is read in row-major order. The covariance is a `Doubled` whose
+            `high` is differentiable and whose `low` has no derivative (`dense.exactly`,
+            `outer`, `diagonal`, `add`, `kron`, `covariance` and `inverse` make them).
     """
-    _DENSE[family] = rule
+
+    def to_twice_the_digits(x: Any) -> _Law:
+        loc, covariance = rule(x)
+        loc = loc if isinstance(loc, Doubled) else doubled.exactly(loc)
+        return _Law(loc, covariance)
+
+    _DENSE[family] = to_twice_the_digits
     known = {(form.q, form.p) for form in closed_forms()}
     for other in _DENSE:
         for q, p in ((family, other), (other, family)):
             if (q, p) not in known:
-                register_kl(q, p, terms=densely_terms, cost=COST)(densely)
+                register_kl(q, p, terms=densely_terms, own_axes=True, cost=COST)(densely)
                 known.add((q, p))
 
 
-def _pair(q: Any, p: Any) -> tuple[DenseGaussian, DenseGaussian]:
+def _pair(q: Any, p: Any) -> tuple[_Law, _Law]:
     left, right = _DENSE[type(q)](q), _DENSE[type(p)](p)
-    if left.loc.shape != right.loc.shape:
+    shapes = left.loc.high.shape, right.loc.high.shape
+    if len(shapes[0]) == len(shapes[1]):
+        fit = shapes[0] == shapes[1]
+    else:
+        fit = left.loc.high.size == right.loc.high.size
+    if not fit:
         raise ValueError(
-            f"q has events of {left.loc.size} numbers and p of {right.loc.size}; event sizes "
-            "must be equal, they are never broadcast."
+            f"q has events of shape {shapes[0]} and p of shape {shapes[1]}; event sizes must "
+            "be equal, they are never broadcast. A matrix or a path fits a vector of as many "
+            "numbers, its rows one after the other."
         )
     return left, right
 
 
-def _groups(q: DenseGaussian, p: DenseGaussian) -> tuple[Array, Array]:
+def _groups(q: _Law, p: _Law) -> tuple[Array, Array]:
     dispersion = dense.dispersion(q.covariance, p.covariance)
-    return dispersion, dense.location(q.loc - p.loc, p.covariance)
+    high, low = (a.ravel() - b.ravel() for a, b in zip(q.loc, p.loc, strict=True))
+    return dispersion, dense.location(high + low, p.covariance)
 
 
 def densely(q: Any, p: Any) -> Array:
@@ -88,7 +114,7 @@ def densely_terms(q: Any, p: Any) -> GaussianTerms:
     return GaussianTerms(
         trace=trace,
         mahalanobis=2 * location,
-        dimension=jnp.full_like(trace, left.loc.size),
+        dimension=jnp.full_like(trace, left.loc.high.size),
         log_det=log_det,
         dispersion=dispersion,
         location=location,
@@ -112,11 +138,7 @@ def dense_diagonal(x: MultivariateNormalDiag) -> DenseGaussian:
 
 def dense_full(x: MultivariateNormal) -> DenseGaussian:
     """A multivariate normal with its covariance to twice the digits."""
-    if x.precision_matrix is not None:
-        return DenseGaussian(x.loc, dense.inverse(x.precision_matrix))
-    if x.covariance_matrix is not None:
-        return DenseGaussian(x.loc, dense.exactly(x.covariance_matrix))
-    return DenseGaussian(x.loc, dense.outer(jnp.tril(x.scale_tril)))
+    return DenseGaussian(x.loc, dense.covariance(gaussian._structure(x)))
 
 
 register_dense(MultivariateNormalDiag, dense_diagonal)

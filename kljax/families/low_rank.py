@@ -32,7 +32,9 @@ class LowRankMultivariateNormal:
     Against itself, a diagonal, an isotropic and a standard normal, both ways, a divergence
     costs O(d r^2) operations and O(d r) memory. Its value is within 32 u cond(C) of the
     truth (u = 2^-24 in float32, C = I + W^T D^-1 W the capacitance matrix), near and far,
-    never negative, and 0 at q = p however large the factor is.
+    never negative, and 0 at q = p however large the factor is. Near pairs keep their digits
+    if they are described alike: not where columns are exchanged, or stand for a part of the
+    diagonal, in one of them.
 
     Attributes:
         loc: mean, shape (..., d).

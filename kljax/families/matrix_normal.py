@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, kronecker, linalg, special
+from kljax import dense, distribution, kronecker, linalg, special
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families.gaussian import GaussianTerms
+from kljax.families.gaussian_mixes import DenseGaussian, register_dense
 from kljax.kronecker import Factors
 from kljax.structure import Covariance, ScaleTril, Structure
 
@@ -58,11 +59,15 @@ def _structure(covariance: Array | None, scale_tril: Array | None) -> Structure:
     return ScaleTril(scale_tril)
 
 
-def _factors(x: MatrixNormal) -> Factors:
-    return kronecker.factorize(
+def _structures(x: MatrixNormal) -> tuple[Structure, Structure]:
+    return (
         _structure(x.row_covariance, x.row_scale_tril),
         _structure(x.column_covariance, x.column_scale_tril),
     )
+
+
+def _factors(x: MatrixNormal) -> Factors:
+    return kronecker.factorize(*_structures(x))
 
 
 def _kl(q: MatrixNormal, p: MatrixNormal) -> Array:
@@ -141,3 +146,10 @@ register_kl(
     cross_entropy=_cross_entropy,
     cost="O(n^3 + m^3 + n m (n + m))",
 )(_kl)
+
+
+def _dense(x: MatrixNormal) -> DenseGaussian:
+    return DenseGaussian(x.loc, dense.kron(*map(dense.covariance, _structures(x))))
+
+
+register_dense(MatrixNormal, _dense)

@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, linalg, markov, matrices
+from kljax import distribution, linalg, markov, matrices, paths
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families import gauss_markov
 from kljax.families.gauss_markov import MarkovTerms
+from kljax.families.gaussian_mixes import register_dense
+from kljax.filtering import Model
 from kljax.markov import Parts, Step, map_time
 from kljax.structure import Structure
 
@@ -79,6 +81,11 @@ class StateSpaceTerms(MarkovTerms):
     """
 
     per_emission: Array = param("T")
+
+
+def model(x: LinearGaussianStateSpace) -> Model:
+    """Its chain and how it is seen."""
+    return Model(gauss_markov.chain(x), x.emission_matrix, x.emission_offset, emission_noise(x))
 
 
 def emission_noise(x: LinearGaussianStateSpace) -> Structure:
@@ -226,3 +233,10 @@ register_kl(
     cross_entropy=_cross_entropy,
     cost="O(T (d + k)^3)",
 )(_kl)
+
+register_dense(
+    LinearGaussianStateSpace,
+    lambda x: gauss_markov.dense_path(
+        paths.of_states_and_observations(model(x)), len(x.transition_offset) + 1
+    ),
+)

@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, filtering, linalg, markov, matrices, smoothing
+from kljax import distribution, filtering, linalg, markov, matrices, paths, smoothing
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families import gauss_markov, state_space
 from kljax.families.gauss_markov import GaussMarkov, MarkovTerms
+from kljax.families.gaussian_mixes import DenseGaussian, register_dense
 from kljax.families.state_space import LinearGaussianStateSpace
 from kljax.filtering import Model
 from kljax.markov import Chain, Parts, map_time
@@ -41,12 +42,15 @@ class LinearGaussianPosterior(LinearGaussianStateSpace):
 
 
 def _model(x: LinearGaussianStateSpace) -> Model:
-    return Model(
-        gauss_markov.chain(x),
-        x.emission_matrix,
-        x.emission_offset,
-        state_space.emission_noise(x),
-    )
+    """The model; its noise is nan if a covariance is not positive definite.
+
+    A filter meets them in sums alone, which may be positive definite all the same.
+    """
+    found = state_space.model(x)
+    half = markov.half_log_det(found.chain)
+    half = half + found.noise.half_log_det(found.noise.factorize())
+    mark = jnp.where(half == half, 1, jnp.nan).astype(half.dtype)
+    return found._replace(noise=jax.tree.map(lambda value: value * mark, found.noise))
 
 
 # ---- observations ---------------------------------------------------------------------------
@@ -135,6 +139,13 @@ register_kl(
     cost="O(T (d + k)^3)",
 )(_kl)
 
+register_dense(
+    LinearGaussianObservations,
+    lambda x: gauss_markov.dense_path(
+        paths.of_observations(_model(x)), len(x.transition_offset) + 1
+    ),
+)
+
 
 # ---- states given observations --------------------------------------------------------------
 
@@ -209,3 +220,11 @@ register_kl(
     cross_entropy=_posterior_cross_entropy,
     cost="O(T (d + k)^3)",
 )(_posterior_kl)
+
+
+def _posterior_dense(x: LinearGaussianPosterior) -> DenseGaussian:
+    law = paths.of_states_given_observations(_model(_checked(x)), x.observations)
+    return gauss_markov.dense_path(law, len(x.observations))
+
+
+register_dense(LinearGaussianPosterior, _posterior_dense)

@@ -6,7 +6,7 @@ from kljax.derivations.catalogue import textbook
 from kljax.derivations.derivation import Derivation, Form
 from kljax.derivations.expectation import gaussian
 from kljax.derivations.expression import dimension, dot, inv, kronecker, logdet, stack, tr
-from kljax.derivations.library import kl
+from kljax.derivations.library import MVN, kl
 from kljax.derivations.parameters import covariance, vector
 
 d = Derivation(
@@ -23,7 +23,11 @@ d = Derivation(
     },
     partners={"mu": "nu", "U": "S", "V": "T"},
     law=lambda t: gaussian(t.mu, kronecker(t.U, t.V)),
-    ends_in=(Form("MatrixNormal", "MatrixNormal"),),
+    ends_in=(
+        Form("MatrixNormal", "MatrixNormal"),
+        Form("MatrixNormal", "MultivariateNormal"),
+        Form("MultivariateNormal", "MatrixNormal"),
+    ),
     generic=4,
     answer=(
         "Traces multiply, log-determinants add with the other size as a factor, and the means "
@@ -65,11 +69,26 @@ def _(E, t):
     return (trace + mahalanobis - dimension(t.mu) + log_det) / 2
 
 
+def _of_q(t):
+    return {"loc": _matrix(t.mu), "row_covariance": t.U, "column_covariance": t.V}
+
+
+def _of_p(t):
+    return {"loc": _matrix(t.nu), "row_covariance": t.S, "column_covariance": t.T}
+
+
 @d.shipped(rules.shipped)
 def _(E, t):
-    q = {"loc": _matrix(t.mu), "row_covariance": t.U, "column_covariance": t.V}
-    return kl(
-        MatrixNormal,
-        q,
-        {"loc": _matrix(t.nu), "row_covariance": t.S, "column_covariance": t.T},
-    )
+    return kl(MatrixNormal, _of_q(t), _of_p(t))
+
+
+@d.shipped(rules.shipped, note="A matrix is read row by row.")
+def _(E, t):
+    p = {"loc": t.nu, "covariance_matrix": kronecker(t.S, t.T)}
+    return kl((MatrixNormal, MVN), _of_q(t), p)
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    q = {"loc": t.mu, "covariance_matrix": kronecker(t.U, t.V)}
+    return kl((MVN, MatrixNormal), q, _of_p(t))

@@ -6,7 +6,7 @@ from kljax.derivations.catalogue import textbook
 from kljax.derivations.derivation import Derivation, Form, Same
 from kljax.derivations.expectation import gaussian, log_normal, normal_by_variance
 from kljax.derivations.expression import log, stack
-from kljax.derivations.library import kl, of_numbers
+from kljax.derivations.library import MVN, kl, of_numbers
 from kljax.derivations.parameters import positive, real
 
 CHAIN, BLOCKS = of_numbers(GaussMarkov), BlockTridiagonalNormal
@@ -34,6 +34,10 @@ d = Derivation(
         Form("BlockTridiagonalNormal", "BlockTridiagonalNormal"),
         Form("GaussMarkov", "BlockTridiagonalNormal"),
         Form("BlockTridiagonalNormal", "GaussMarkov"),
+        Form("GaussMarkov", "MultivariateNormal"),
+        Form("MultivariateNormal", "GaussMarkov"),
+        Form("BlockTridiagonalNormal", "MultivariateNormal"),
+        Form("MultivariateNormal", "BlockTridiagonalNormal"),
     ),
     same=(
         *(
@@ -156,3 +160,28 @@ def _(E, t):
 @d.shipped(rules.shipped)
 def _(E, t):
     return kl((BLOCKS, CHAIN), _blocks(*_of_q(t)), _chain(*_of_p(t)))
+
+
+def _full(*law):
+    mean, covariance = _joint(*law)
+    return {"loc": mean, "covariance_matrix": covariance}
+
+
+@d.shipped(rules.shipped, note="A path is read state by state.")
+def _(E, t):
+    return kl((CHAIN, MVN), _chain(*_of_q(t)), _full(*_of_p(t)))
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    return kl((MVN, CHAIN), _full(*_of_q(t)), _chain(*_of_p(t)))
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    return kl((BLOCKS, MVN), _blocks(*_of_q(t)), _full(*_of_p(t)))
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    return kl((MVN, BLOCKS), _full(*_of_q(t)), _blocks(*_of_p(t)))

@@ -13,7 +13,7 @@ from kljax.derivations.catalogue import textbook
 from kljax.derivations.derivation import Derivation, Form, Same
 from kljax.derivations.expectation import SIGMA, gaussian, log_normal, normal_by_variance
 from kljax.derivations.expression import log, stack
-from kljax.derivations.library import kl, of_numbers
+from kljax.derivations.library import MVN, kl, of_numbers
 from kljax.derivations.parameters import positive, real
 
 # One state: the transitions of a longer path are the subject of `markov`.
@@ -66,6 +66,14 @@ d = Derivation(
         Form("LinearGaussianStateSpace", "LinearGaussianStateSpace"),
         Form("LinearGaussianObservations", "LinearGaussianObservations"),
         Form("LinearGaussianPosterior", "GaussMarkov"),
+        *(
+            Form(*pair)
+            for one in ("StateSpace", "Observations", "Posterior")
+            for pair in (
+                (f"LinearGaussian{one}", "MultivariateNormal"),
+                ("MultivariateNormal", f"LinearGaussian{one}"),
+            )
+        ),
     ),
     same=(
         *(
@@ -79,7 +87,7 @@ d = Derivation(
         ),
         *(
             Same(step, was, "E_q", "The score of a law has mean 0 under it, so nothing bends.")
-            for step, parts in ((5, _SEEN), (8, _GIVEN))
+            for step, parts in ((7, _SEEN), (12, _GIVEN))
             for was in parts
         ),
     ),
@@ -147,6 +155,26 @@ def _(E, t):
     return kl(JOINT, _model(t.mu, t.v, t.h, t.w), _model(t.nu, t.s, t.k, t.r))
 
 
+def _full(mean, covariance):
+    return {"loc": mean, "covariance_matrix": covariance}
+
+
+def _of_one(mean, variance):
+    return _full(stack(mean), stack(stack(variance)))
+
+
+@d.shipped(rules.shipped, note="State and observation are the two numbers of a vector.")
+def _(E, t):
+    p = _full(*_both(t.nu, t.s, t.k, t.r))
+    return kl((JOINT, MVN), _model(t.mu, t.v, t.h, t.w), p)
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    q = _full(*_both(t.mu, t.v, t.h, t.w))
+    return kl((MVN, JOINT), q, _model(t.nu, t.s, t.k, t.r))
+
+
 @d.bound(rules.data_processing, note="Of the observation alone.")
 def _(E, t):
     seen_q = t.h * t.mu, t.h**2 * t.v + t.w
@@ -164,6 +192,18 @@ def _(E, t):
 @d.shipped(rules.shipped)
 def _(E, t):
     return kl(SEEN, _model(t.mu, t.v, t.h, t.w), _model(t.nu, t.s, t.k, t.r))
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    p = _of_one(t.k * t.nu, t.k**2 * t.s + t.r)
+    return kl((SEEN, MVN), _model(t.mu, t.v, t.h, t.w), p)
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    q = _of_one(t.h * t.mu, t.h**2 * t.v + t.w)
+    return kl((MVN, SEEN), q, _model(t.nu, t.s, t.k, t.r))
 
 
 def _posterior(t):
@@ -189,3 +229,27 @@ def _(E, t):
 def _(E, t):
     q = {**_model(t.mu, t.v, t.h, t.w), "observations": t.nu}
     return kl((POSTERIOR, PRIOR), q, {"initial_loc": t.mu, "initial_covariance": t.v})
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    q = {**_model(t.mu, t.v, t.h, t.w), "observations": t.nu}
+    return kl((POSTERIOR, MVN), q, _of_one(t.mu, t.v))
+
+
+@d.start("KL of what was believed before from the state given y = ν")
+def _(E, t):
+    mean, variance = _posterior(t)
+    before = normal_by_variance(t.mu, t.v, "q_x")
+    return E(lambda x: log_normal(x, t.mu, t.v) - log_normal(x, mean, variance), before)
+
+
+@d.step(rules.one_coordinate)
+def _(E, t):
+    return textbook.by_variance(t.mu, t.v, *_posterior(t))
+
+
+@d.shipped(rules.shipped)
+def _(E, t):
+    p = {**_model(t.mu, t.v, t.h, t.w), "observations": t.nu}
+    return kl((MVN, POSTERIOR), _of_one(t.mu, t.v), p)
