@@ -199,6 +199,31 @@ def test_memory_is_bounded():
             "never broadcast",
         ),
         (lambda q: batch.pairwise(q, q, block_bytes=0), ValueError, "must be positive"),
+        (
+            lambda q: batch.pairwise(q, q, block_bytes="1M"),
+            TypeError,
+            "block_bytes must be a whole number; got '1M'",
+        ),
+        (
+            lambda q: batch.top_k(q, q, 1, block_bytes=float("nan")),
+            TypeError,
+            "block_bytes must be a whole number; got nan",
+        ),
+        (
+            lambda q: batch.evaluate(q, q, chunk_bytes=None),
+            TypeError,
+            "chunk_bytes must be a whole number; got None",
+        ),
+        (
+            lambda q: batch.evaluate(q, q, devices=1),
+            TypeError,
+            "devices must be some of jax.local_devices(); got 1",
+        ),
+        (
+            lambda q: batch.evaluate(q, q, devices="cpu"),
+            TypeError,
+            "devices must be some of jax.local_devices(); got 'cpu'",
+        ),
         (lambda q: batch.top_k(q, q, 12), ValueError, "between 1 and the 11"),
         (lambda q: batch.top_k(q, q, 1.5), TypeError, "k must be a whole number; got 1.5"),
         (lambda q: batch.evaluate(q, q, chunk_bytes=0), ValueError, "must be positive"),

@@ -239,6 +239,23 @@ def test_moments_that_overflow_reach_no_other_row(x64):
     jax.tree.map(np.testing.assert_allclose, _gradient(weights, q, p), want)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_invalid_row_leaves_the_gradients_of_the_others(value):
+    """Which have one center, far from 0, that it must not take from them."""
+    weights, q, p = _nearly_equal(0)
+    weights = weights[:, :5]
+    p = jax.tree.map(lambda a: a[:5], p)
+    bad = dataclasses.replace(p, loc=p.loc.at[1, 0].set(value))
+    got, want = (
+        jax.grad(lambda x, f=f: jnp.sum(weights * f(q, x)))(bad)
+        for f in (batch.pairwise, by_rule)
+    )
+    others = np.array([0, 2, 3, 4])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert np.all(np.isfinite(b[others]))
+        np.testing.assert_allclose(a[others], b[others], rtol=1e-5)
+
+
 def _exponential(n):
     return batches.Exponential(jax.ShapeDtypeStruct((n,), jnp.float32))
 

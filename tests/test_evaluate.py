@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import itertools
+import json
 import os
 import re
 import resource
@@ -12,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import jax
@@ -20,8 +24,9 @@ import pytest
 
 import kljax
 from kljax import batch, cli
-from kljax.batch import files, output, stream
+from kljax.batch import command, files, output, stream
 from kljax.batch.rows import Raw
+from kljax.batch.together import Together
 
 ROOT = Path(__file__).parent.parent
 N, D = 1000, 3
@@ -152,21 +157,53 @@ def test_same_numbers_on_one_and_eight_devices(data):
     np.testing.assert_array_equal(np.load("8.npy"), data)
 
 
-def test_two_processes(data):
+def _two_processes(*more):
+    """The command on two processes: what each of them said and its exit status."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     words = ["-m", "kljax", "evaluate", "q.npz", "p.npz", "--output", "out.npy"]
-    words += ["--chunk-size", "4K", "--processes", "2"]
+    words += ["--chunk-size", "4K", "--processes", "2", *more]
     both = [
         _process(*words, "--coordinator", f"localhost:{port}", "--process-id", str(i))
         for i in range(2)
     ]
-    for process in both:
-        _, err = process.communicate(timeout=200)
-        assert process.returncode == 0, err
+    try:
+        return [(process.communicate(timeout=60)[1], process.returncode) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+
+
+def test_two_processes(data):
+    for err, status in _two_processes():
+        assert status == 0, err
     np.testing.assert_array_equal(np.load("out.npy"), data)
     assert _left() == ["out.npy", "p.npz", "q.npz"]
+
+
+def test_two_processes_end_where_one_fails(data):
+    """In the end, when only the first has something left to do, and the other waits."""
+    _negative([17])
+    first, other = _two_processes()
+    assert first[1] == other[1] == 2, (first, other)
+    assert first[0].startswith("kljax: 1 of 1,000 pair has invalid values")
+    assert other[0] == "kljax: process 0 failed and has said why.\n"
+    assert len(first[0].splitlines()) == 1
+    assert _left() == ["p.npz", "q.npz"]
+
+
+def test_whatever_fails_is_told_to_the_other_processes(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("of a device")
+
+    told, together = [], Together(0, 2)
+    monkeypatch.setattr(together, "_meet", told.append)
+    monkeypatch.setattr(command, "distributed", lambda _: contextlib.nullcontext(together))
+    monkeypatch.setattr(command, "_run", fails)
+    with pytest.raises(RuntimeError, match="of a device"):
+        command.run(None)
+    assert told == [True]
 
 
 # ---- files ----------------------------------------------------------------------------------
@@ -239,6 +276,49 @@ def test_numbered_columns_are_a_vector(data, capsys):
     assert status == 0, err
     got = files.read(Path("out.parquet"))["kl"][0:N]
     np.testing.assert_array_equal(got, data)
+
+
+def _as_parquet(name, x):
+    fields = {k: np.asarray(v) for k, v in vars(x).items() if v is not None}
+    _write_table(name, fields)
+
+
+def test_matrices_of_a_table_are_squares_or_nested(tmp_path, monkeypatch, capsys):
+    """One list a row tells the sizes of squares; others are refused with what to do."""
+    monkeypatch.chdir(tmp_path)
+    loc = np.arange(18.0).reshape(3, 2, 3)
+    q = kljax.MatrixNormal(loc, np.tile(np.eye(2), (3, 1, 1)), np.tile(np.eye(3), (3, 1, 1)))
+    _as_parquet("q.parquet", q)
+    np.savez("p.npz", **{k: v for k, v in vars(q).items() if v is not None} | {"loc": loc + 1})
+    status, _, err = _run(capsys, "q.parquet", "p.npz", "--output", "out.npy")
+    assert status == 0, err
+    np.testing.assert_allclose(np.load("out.npy"), 3)
+
+    blocks = kljax.BlockDiagonalNormal(np.zeros((3, 4)), np.ones((3, 2, 2, 2)))
+    _as_parquet("q.parquet", blocks)
+    status, _, err = _run(capsys, "q.parquet", "q.parquet", "--output", "blocks.npy")
+    assert status == 2
+    assert "write matrices as lists of lists" in err
+
+
+def test_tables_without_rows(data, capsys):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    kind = pa.list_(pa.float32(), D)
+    none = pa.table({name: pa.array([], kind) for name in _diagonal(0)})
+    pq.write_table(none, "none.parquet")
+    assert _run(capsys, "none.parquet", "none.parquet", "--output", "each.npy")[0] == 0
+    assert np.load("each.npy").shape == (0,)
+    words = ("none.parquet", "p.npz", "--pairwise", "--output", "out.parquet")
+    assert _run(capsys, *words)[0] == 0
+    assert files.read(Path("out.parquet"))["kl"].shape == (0, N)
+
+
+def test_compressed_arrays_without_numbers(data, capsys):
+    np.savez_compressed("none.npz", loc=np.zeros((5, 0)), scale_diag=np.zeros((5, 0)))
+    assert _run(capsys, "none.npz", "none.npz", "--output", "out.npy")[0] == 0
+    np.testing.assert_array_equal(np.load("out.npy"), np.zeros(5))
 
 
 def _load(path):
@@ -366,6 +446,21 @@ def test_killed_and_resumed_is_the_identical_file(tmp_path, monkeypatch, capsys)
     assert (status, "exists already" in err) == (2, True)
 
 
+def test_a_state_without_a_plan_begins_anew(data, capsys):
+    words = ("q.npz", "p.npz", "--output", "out.npy", "--resume")
+    state = Path("out.npy.partial")
+    state.mkdir()
+    (state / "data").touch()
+    assert _run(capsys, *words)[0] == 0
+    np.testing.assert_array_equal(np.load("out.npy"), data)
+
+    Path("out.npy").unlink()
+    state.mkdir()
+    (state / "letters").touch()  # another's, which must stay
+    assert _run(capsys, *words)[0] == 2
+    assert (state / "letters").exists()
+
+
 def test_a_changed_input_is_not_gone_on_with(data, capsys):
     words = ("q.npz", "p.npz", "--output", "out.npy")
     shapes = {"kl": ((N,), np.dtype(np.float32))}
@@ -401,6 +496,67 @@ def _truncated_directory():
 def _truncated_tensors():
     _write("safetensors", "q", _diagonal(0))
     _truncate("q.safetensors")
+
+
+_LOC = b'"loc": {"dtype": "F32", "shape": [3], "data_offsets": [0, 12]}'
+
+
+def _tensors(entries, data=b"\0" * 12, text=None):
+    """A .safetensors file of numbers that begin and end there."""
+    head = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": list(ends)}
+        for name, (shape, ends) in entries.items()
+    }
+    text = json.dumps(head).encode() if text is None else text
+    Path("q.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def _table_of(columns, names=None):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table(columns, names=names), "q.parquet")
+
+
+def _no_lists(size=-1):
+    pa = pytest.importorskip("pyarrow")
+    return pa.array([], pa.list_(pa.float32(), size))
+
+
+def _damaged_table():
+    _write_table("q.parquet", _diagonal(0))
+    content = bytearray(Path("q.parquet").read_bytes())
+    content[4:60] = b"\xff" * 56  # the header of the first page
+    Path("q.parquet").write_bytes(content)
+
+
+def _header(text):
+    """A .npy array with this in place of its header."""
+    Path("dir").mkdir()
+    begin = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little")
+    Path("dir/loc.npy").write_bytes(begin + text.encode())
+
+
+def _dangling():
+    _write("directory", "dir", _diagonal(0))
+    Path("dir/variance.npy").symlink_to("nowhere")
+
+
+def _encrypted():
+    content = bytearray(Path("q.npz").read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.index(mark) + flags] |= 1
+    Path("q.npz").write_bytes(content)
+
+
+def _damaged_lzma(at):
+    with zipfile.ZipFile("q.npz", "w", zipfile.ZIP_LZMA) as archive:
+        for name, x in _diagonal(0).items():
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, x)
+    content = bytearray(Path("q.npz").read_bytes())
+    content[at : at + 40] = b"\xff" * 40
+    Path("q.npz").write_bytes(content)
 
 
 def _missing_in_a_table(row):
@@ -488,7 +644,107 @@ FAILURES = {
     "a damaged archive": (
         lambda: _damaged_archive(),
         "q.npz p.npz --output out.npy --chunk-size 600",
-        "a compressed input is damaged",
+        "'loc.npy' in 'q.npz' is damaged: ",
+    ),
+    "a damaged lzma": (lambda: _damaged_lzma(60), None, "'loc.npy' in 'q.npz' is damaged: "),
+    "a damaged lzma further down": (
+        lambda: _damaged_lzma(9000),
+        None,
+        "'loc.npy' in 'q.npz' is damaged: ",
+    ),
+    "encrypted": (_encrypted, None, "'loc.npy' in 'q.npz' is encrypted"),
+    "an array's header": (
+        lambda: _header("("),
+        "dir p.npz --output out.npy",
+        "'dir/loc.npy' is not a .npy array",
+    ),
+    "an array's header deep": (
+        lambda: _header("-" * 9000 + "1"),
+        "dir p.npz --output out.npy",
+        "'dir/loc.npy' is not a .npy array",
+    ),
+    "an array's shape": (
+        lambda: _header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -3)}"),
+        "dir p.npz --output out.npy",
+        "'dir/loc.npy' is not a .npy array",
+    ),
+    "a dangling link": (
+        _dangling,
+        "dir p.npz --output out.npy",
+        "cannot read 'dir/variance.npy': No such file",
+    ),
+    "a path": (lambda: None, "q\0.npz p.npz --output out.npy", "'q\\x00.npz' is no path"),
+    "a ragged column": (
+        lambda: _table_of({"loc": [[1.0, 2], [1], [1, 2, 3]], "scale_diag": [[1.0, 1]] * 3}),
+        "q.parquet q.parquet --output out.npy",
+        "column 'loc' of 'q.parquet' has lists of different length",
+    ),
+    "a ragged matrix": (
+        lambda: _table_of(
+            {"loc": [[1.0, 2]] * 2, "scale_tril": [[[1.0, 2], [3, 4]], [[1.0], [2, 3, 4]]]}
+        ),
+        "q.parquet q.parquet --output out.npy",
+        "column 'scale_tril' of 'q.parquet' has lists of different length",
+    ),
+    "a damaged table": (
+        _damaged_table,
+        "q.parquet p.npz --output out.npy",
+        "'q.parquet' is damaged: ",
+    ),
+    "a number twice": (
+        lambda: _table_of({key: [1.0] for key in ("loc_0", "loc_00", "loc_1")}),
+        "q.parquet p.npz --output out.npy",
+        "column 'loc_0' of 'q.parquet' and 'loc_00' have one number",
+    ),
+    "a column twice": (
+        lambda: _table_of([_no_lists(D)] * 2, ["loc"] * 2),
+        "q.parquet p.npz --output out.npy",
+        "column 'loc' of 'q.parquet' is there twice",
+    ),
+    "lists of no rows": (
+        lambda: _table_of({"loc": _no_lists(), "scale_diag": _no_lists()}),
+        "q.parquet p.npz --output out.npy",
+        "column 'loc' of 'q.parquet' has no list that shows how long they are",
+    ),
+    "no p in a table": (
+        lambda: np.savez("p.npz", **_diagonal(1, 0)),
+        "q.npz p.npz --output out.parquet --pairwise",
+        "cannot hold lists of length 0",
+    ),
+    "a shape below 0": (
+        lambda: _tensors({"loc": ([-1, -3], (0, 12))}),
+        "q.safetensors p.npz --output out.npy",
+        "the header of 'q.safetensors' is not that of safetensors",
+    ),
+    "offsets below 0": (
+        lambda: _tensors({"loc": ([3], (-12, 0))}),
+        "q.safetensors p.npz --output out.npy",
+        "the header of 'q.safetensors' is not that of safetensors",
+    ),
+    "tensors that overlap": (
+        lambda: _tensors({"loc": ([3], (0, 12)), "scale": ([2], (4, 12))}),
+        "q.safetensors p.npz --output out.npy",
+        "the arrays in 'q.safetensors' overlap or leave gaps",
+    ),
+    "tensors with a gap": (
+        lambda: _tensors({"loc": ([1], (0, 4)), "scale": ([1], (8, 12))}),
+        "q.safetensors p.npz --output out.npy",
+        "the arrays in 'q.safetensors' overlap or leave gaps",
+    ),
+    "bytes of no tensor": (
+        lambda: _tensors({"loc": ([2], (0, 8))}),
+        "q.safetensors p.npz --output out.npy",
+        "'q.safetensors' has 4 bytes that belong to no array",
+    ),
+    "a tensor twice": (
+        lambda: _tensors({}, text=b"{" + _LOC + b"," + _LOC + b"}"),
+        "q.safetensors p.npz --output out.npy",
+        "the header of 'q.safetensors' is not that of safetensors",
+    ),
+    "a deep header": (
+        lambda: _tensors({}, text=b"[" * 100_000),
+        "q.safetensors p.npz --output out.npy",
+        "the header of 'q.safetensors' is not that of safetensors",
     ),
     "ranks": (
         lambda: np.savez("q.npz", loc=np.zeros((2, 2, N)), scale=np.zeros((2, 2, N))),
@@ -497,6 +753,16 @@ FAILURES = {
     ),
     "no numbers": (lambda: _spoil_q(loc=np.full((N, D), "x")), None, "q.loc has dtype <U1"),
     "bool": (lambda: _spoil_q(loc=np.zeros((N, D), bool)), None, "q.loc has dtype bool"),
+    "times": (
+        lambda: _spoil_q(loc=np.zeros((N, D), "m8[s]")),
+        None,
+        "q.loc has dtype timedelta64[s]; parameters are real numbers",
+    ),
+    "dates": (
+        lambda: _spoil_q(loc=np.zeros((N, D), "M8[s]")),
+        None,
+        "q.loc has dtype datetime64[s]; parameters are real numbers",
+    ),
     "objects": (
         lambda: _spoil_q(loc=np.full((N, D), None)),
         None,
@@ -542,7 +808,28 @@ FAILURES = {
         "q.npz p.npz --output out.npy --processes 2",
         "need --coordinator",
     ),
+    "no port": (
+        lambda: None,
+        "q.npz p.npz --output out.npy --coordinator foo --processes 2 --process-id 0",
+        "--coordinator 'foo' is no HOST:PORT with a port from 1 to 65535",
+    ),
+    "a port too high": (
+        lambda: None,
+        "q.npz p.npz --output out.npy --coordinator a:65536 --processes 2 --process-id 0",
+        "--coordinator 'a:65536' is no HOST:PORT",
+    ),
+    "process id": (
+        lambda: None,
+        "q.npz p.npz --output out.npy --coordinator a:1 --processes 2 --process-id 2",
+        "--process-id 2 must be at least 0 and below the 2",
+    ),
 }
+if np.dtype(np.longdouble).itemsize > 8:  # not on every machine
+    FAILURES["long numbers"] = (
+        lambda: _spoil_q(loc=np.zeros((N, D), np.longdouble)),
+        None,
+        "q.loc has dtype float",
+    )
 
 
 @pytest.mark.parametrize("name", FAILURES)
@@ -581,6 +868,17 @@ def test_full_disk(data, capsys, monkeypatch):
         assert "No space left on device; it needs 4," in err
         assert len(err.splitlines()) == 1
         assert _left() == ["p.npz", "q.npz"]
+
+
+def test_no_room_for_a_journal(data, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(fcntl, "flock", full)
+    status, _, err = _run(capsys, "q.npz", "p.npz", "--output", "out.npy")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "No space left on device" in err
+    assert _left() == ["p.npz", "q.npz"]
 
 
 def test_a_disk_that_fails_leaves_what_is_finished(data, capsys, monkeypatch):

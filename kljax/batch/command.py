@@ -10,8 +10,6 @@ import os
 import signal
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from kljax.batch.together import Together, distributed
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 _SECONDS_BETWEEN_JOURNALS = 1.0
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError)  # raised by a compressed input
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,22 +36,14 @@ def run(options: argparse.Namespace) -> int:
     """
     with distributed(options) as together:
         try:
-            with _reading():
-                return _run(options, together)
-        except (ValueError, TypeError) as mistake:
+            return _run(options, together)
+        except Exception as mistake:
             together.failed()
-            raise ValueError(" ".join(str(mistake).split())) from None
-
-
-@contextlib.contextmanager
-def _reading() -> Iterator[None]:
-    """What a file that is damaged inside raises, as a sentence."""
-    try:
-        yield
-    except _DAMAGED as reason:
-        raise FileError(f"a compressed input is damaged: {reason}.") from None
-    except OSError as reason:
-        raise FileError(f"{_failed(reason)}.") from None
+            if isinstance(mistake, OSError):
+                raise FileError(f"{_failed(mistake)}.") from None
+            if isinstance(mistake, (ValueError, TypeError)):
+                raise ValueError(" ".join(str(mistake).split())) from None
+            raise
 
 
 def _failed(reason: OSError) -> str:
@@ -68,19 +57,19 @@ def _left(partial: output.Partial) -> Iterator[None]:
     try:
         yield
     except OSError as reason:
-        if reason.errno is None:  # pyarrow's, of a damaged page
-            partial.remove()
-            raise
         raise FileError(
             f"{_failed(reason)}; what is finished is in {str(partial.directory)!r}, --resume "
             "goes on."
         ) from None
-    except (ValueError, TypeError, *_DAMAGED):
+    except (ValueError, TypeError):
         partial.remove()
         raise
 
 
 def _run(options: argparse.Namespace, together: Together) -> int:
+    for name in (options.q, options.p, options.output):
+        if "\0" in name:
+            raise FileError(f"{name!r} is no path, since it holds the character 0.")
     path = Path(options.output)
     formats.suffix(path)
     if path.suffix == ".parquet":
@@ -109,7 +98,6 @@ def _run(options: argparse.Namespace, together: Together) -> int:
             path, shapes, _plan(options, q, p, source), process=together.index
         )
         _begin(options, partial, together)
-        partial.open()
         columns = 1 if source.paired else shapes["kl"][0][-1]
         if not source.paired and options.top_k:
             columns = fields.length(p)
@@ -119,9 +107,10 @@ def _run(options: argparse.Namespace, together: Together) -> int:
                 _compute(source, partial, together, meter)
             partial.close()
             together.wait()
-            if together.index:
-                return OK
-            return _finish(options, partial, source, meter, runtime)
+            if together.index == 0:
+                _finish(options, partial, source, meter, runtime)
+            together.wait()  # Only now is it known whether the result could be written.
+            return OK
 
 
 def _job(options: argparse.Namespace) -> stream.Job:
@@ -146,8 +135,8 @@ def _named(values: Any) -> dict[str, Any]:
 
 
 def _begin(options: argparse.Namespace, partial: output.Partial, together: Together) -> None:
-    """A new state by the first process, or that of an earlier run."""
-    found = partial.exists()
+    """A new state by the first process, or that of an earlier run; open in the end."""
+    found = partial.exists() and not (options.resume and partial.unbegun())
     together.wait()
     if found and not options.resume:
         raise FileError(
@@ -157,6 +146,12 @@ def _begin(options: argparse.Namespace, partial: output.Partial, together: Toget
     if not found and together.index == 0:
         partial.begin()
     together.wait()
+    try:
+        partial.open()
+    except FileError:
+        if not found:
+            partial.remove()
+        raise
 
 
 def _compute(
@@ -182,7 +177,7 @@ def _finish(
     source: stream.Source,
     meter: Meter,
     runtime: int,
-) -> int:
+) -> None:
     partial.count()
     if partial.invalid and options.invalid == "refuse":
         partial.remove()
@@ -194,7 +189,6 @@ def _finish(
         f"{options.output} is written; peak resident memory {peak / 1e6:,.0f} MB, "
         f"{max(0, peak - runtime) / 1e6:,.0f} MB beyond the runtime's own."
     )
-    return OK
 
 
 def _about_invalid(partial: output.Partial, source: stream.Source) -> str:

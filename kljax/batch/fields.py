@@ -82,9 +82,10 @@ def length(x: Any) -> int:
 def _dtype(label: str, dtype: Any) -> Any:
     """As JAX will hold it; integers count as floats, what is no number is refused there."""
     try:
-        if jnp.issubdtype(dtype, jnp.integer):
+        given = np.dtype(dtype).newbyteorder("=")
+        if jnp.issubdtype(given, jnp.integer) and given.kind != "m":  # to NumPy a time is one
             return jnp.result_type(float)
-        return jax.dtypes.canonicalize_dtype(np.dtype(dtype).newbyteorder("="))
+        return jnp.zeros((0,), jax.dtypes.canonicalize_dtype(given)).dtype
     except TypeError:
         raise TypeError(
             f"{label} has dtype {dtype}; parameters are real numbers, so give floating-point "

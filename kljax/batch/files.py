@@ -6,10 +6,11 @@ fresh memory rather than mapped, since pages of a map count as resident.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import os
 import struct
+import tokenize
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,25 +18,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kljax.batch import tables
-from kljax.batch.rows import FileError, Raw, Sequential
+from kljax.batch import safetensors, tables
+from kljax.batch.rows import FileError, Raw, Sequential, damage
 
 SUFFIXES = (".npz", ".safetensors", ".parquet")
-
-_SAFETENSORS = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U64": "<u8",
-    "U32": "<u4",
-    "U16": "<u2",
-    "U8": "u1",
-    "BOOL": "?",
-}
+# NumPy reads a header as Python.
+_NO_HEADER = (
+    ValueError,
+    TypeError,
+    EOFError,
+    struct.error,
+    SyntaxError,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,  # the parser's, of what is nested deeply
+)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -47,7 +44,8 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = _open(path)
     except OSError as reason:
-        raise FileError(f"cannot read {str(path)!r}: {reason.strerror or reason}.") from None
+        where = str(reason.filename or path)  # of a directory the file in it
+        raise FileError(f"cannot read {where!r}: {reason.strerror or reason}.") from None
     if not found:
         raise FileError(f"{str(path)!r} has no parameters in it.")
     return found
@@ -60,7 +58,7 @@ def _open(path: Path) -> dict[str, Any]:
         case ".npz":
             return _npz(path)
         case ".safetensors":
-            return _safetensors(path)
+            return safetensors.read(path)
         case ".parquet":
             return tables.parquet(path)
     path.stat()  # A file that is not there is the first thing to say.
@@ -82,7 +80,9 @@ def _npy_header(file: BinaryIO, name: str) -> tuple[tuple[int, ...], np.dtype]:
             else np.lib.format.read_array_header_2_0
         )
         shape, fortran, dtype = reader(file)
-    except (ValueError, EOFError, struct.error):
+        if min(shape, default=0) < 0:
+            raise ValueError
+    except _NO_HEADER:
         raise FileError(f"{name} is not a .npy array or is truncated.") from None
     if dtype.hasobject:
         raise FileError(f"{name} holds Python objects; parameters are arrays of numbers.")
@@ -97,54 +97,23 @@ def _npy(path: Path) -> Raw:
     with open(path, "rb") as file:
         shape, dtype = _npy_header(file, repr(str(path)))
         raw = Raw(path, file.tell(), shape, dtype)
-    _check_end(raw, os.path.getsize(path), repr(str(path)))
+    raw.check_end(os.path.getsize(path), repr(str(path)))
     return raw
 
 
-def _check_end(raw: Raw, size: int, name: str) -> None:
-    if raw.end() > size:
-        raise FileError(f"{name} is truncated: {raw.end() - size:,} bytes are missing.")
-
-
-def _safetensors(path: Path) -> dict[str, Any]:
-    """Header length, header in JSON, arrays (huggingface/safetensors, README, Format)."""
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        prefix = file.read(8)
-        length = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or length > min(size - 8, 100_000_000):
-            raise FileError(f"{str(path)!r} is not a .safetensors file or is truncated.")
-        text = file.read(length)
-    found: dict[str, Any] = {}
-    try:
-        for name, entry in json.loads(text).items():
-            if name == "__metadata__":
-                continue
-            dtype = _safetensors_dtype(entry["dtype"], f"{name!r} in {str(path)!r}")
-            begin, end = entry["data_offsets"]
-            found[name] = Raw(path, 8 + length + begin, tuple(entry["shape"]), dtype)
-            if found[name].end() != 8 + length + end:
-                raise KeyError(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as reason:
-        if isinstance(reason, FileError):
-            raise
-        raise FileError(f"the header of {str(path)!r} is not that of safetensors.") from None
-    for raw in found.values():
-        _check_end(raw, size, repr(str(path)))
-    return found
-
-
-def _safetensors_dtype(name: str, what: str) -> np.dtype:
-    if name == "BF16":
-        import ml_dtypes  # JAX needs it too.
-
-        return np.dtype(ml_dtypes.bfloat16)
-    if name not in _SAFETENSORS:
-        raise FileError(f"{what} has dtype {name}; parameters are real numbers.")
-    return np.dtype(_SAFETENSORS[name])
-
-
 # ---- archives -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _damaged(name: str) -> Iterator[None]:
+    """What a damaged member raises, as a sentence; every compression has its own errors."""
+    try:
+        yield
+    except Exception as reason:
+        of_disk = isinstance(reason, OSError) and reason.errno is not None
+        if of_disk or isinstance(reason, (FileError, MemoryError)):
+            raise
+        raise damage(name, reason) from None
 
 
 class _Compressed(Sequential):
@@ -162,8 +131,15 @@ class _Compressed(Sequential):
 
     def _read(self) -> Iterator[np.ndarray]:
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        some = max(1, (1 << 20) // max(row, 1))
-        with zipfile.ZipFile(self.path) as archive, archive.open(self.member) as file:
+        if not row:
+            yield np.empty(self.shape, self.dtype)
+            return
+        some = max(1, (1 << 20) // row)
+        with (
+            _damaged(str(self)),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(self.member) as file,
+        ):
             _npy_header(file, str(self))  # pyright: ignore[reportArgumentType]
             while data := file.read(some * row):
                 if len(data) % row:
@@ -171,7 +147,8 @@ class _Compressed(Sequential):
                 yield np.frombuffer(data, self.dtype).reshape(-1, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
-        values = np.load(self.path)[self.member.removesuffix(".npy")]
+        with _damaged(str(self)):
+            values = np.load(self.path)[self.member.removesuffix(".npy")]
         return values if dtype is None else values.astype(dtype)
 
 
@@ -188,7 +165,9 @@ def _npz(path: Path) -> dict[str, Any]:
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Raw | _Compressed:
     name = f"{info.filename!r} in {str(path)!r}"
-    with archive.open(info) as file:
+    if info.flag_bits & 1:
+        raise FileError(f"{name} is encrypted; save it without a password.")
+    with _damaged(name), archive.open(info) as file:
         shape, dtype = _npy_header(file, name)  # pyright: ignore[reportArgumentType]
         header = file.tell()
     if info.compress_type != zipfile.ZIP_STORED:
@@ -200,5 +179,5 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Raw 
         name_length, extra_length = struct.unpack("<HH", file.read(4))
     start = info.header_offset + 30 + name_length + extra_length
     raw = Raw(path, start + header, shape, dtype)
-    _check_end(raw, start + info.file_size, name)
+    raw.check_end(start + info.file_size, name)
     return raw

@@ -58,6 +58,11 @@ def layout(
         entry = {"descr": dtype.str, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(buffer, entry)
         header = buffer.getvalue()
+    elif kind == ".parquet" and any(0 in shape[1:] for shape, _ in shapes.values()):
+        raise FileError(
+            "a .parquet file cannot hold lists of length 0, the result without any p; write "
+            ".npy, .npz or .safetensors."
+        )
     elif kind == ".safetensors":
         header = _safetensors_header(shapes)
     else:

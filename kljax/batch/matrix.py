@@ -44,15 +44,16 @@ def pairwise(
         Array of shape (N, M), in float32 (float64 if a parameter is float64).
 
     Raises:
-        TypeError: if an argument is no distribution or the pair has no closed form.
+        TypeError: if an argument is no distribution, the pair has no closed form or
+            block_bytes is no whole number.
         ValueError: if there is not exactly one batch axis, or events differ in size.
     """
     divergence.closed_form("pairwise", q, p)
     if symmetrized:
         divergence.closed_form("pairwise", p, q)
-    _check_block_bytes(block_bytes)
+    block_bytes = byte_count("block_bytes", block_bytes)
     return _batches.call(
-        _pairwise, q, p, symmetrized=bool(symmetrized), block_bytes=int(block_bytes)
+        _pairwise, q, p, symmetrized=bool(symmetrized), block_bytes=block_bytes
     )
 
 
@@ -81,17 +82,13 @@ def top_k(q: Any, p: Any, k: int, /, *, block_bytes: int = _BLOCK_BYTES) -> tupl
         divergences the lower index comes first; nan, from an invalid parameter, comes last.
 
     Raises:
-        TypeError: if an argument is no distribution, the pair has no closed form or k is no
-            whole number.
+        TypeError: if an argument is no distribution, the pair has no closed form, or k or
+            block_bytes is no whole number.
         ValueError: as for `pairwise`, or if k is out of range.
     """
     divergence.closed_form("top_k", q, p)
-    _check_block_bytes(block_bytes)
-    try:
-        whole = operator.index(k)
-    except TypeError:
-        raise TypeError(f"k must be a whole number; got {k!r}.") from None
-    return _batches.call(_top_k, q, p, k=whole, block_bytes=int(block_bytes))
+    block_bytes = byte_count("block_bytes", block_bytes)
+    return _batches.call(_top_k, q, p, k=_whole("k", k), block_bytes=block_bytes)
 
 
 @jax.jit(static_argnames=("k", "block_bytes"))
@@ -104,9 +101,19 @@ def _top_k(q: Any, p: Any, *, k: int, block_bytes: int) -> tuple[Array, Array]:
     return nearest.top_k(tiles.plan(q, p, block_bytes), k, q, p)
 
 
-def _check_block_bytes(block_bytes: int) -> None:
-    if block_bytes <= 0:
-        raise ValueError(f"block_bytes must be positive; got {block_bytes}.")
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number; got {value!r}.") from None
+
+
+def byte_count(name: str, value: Any) -> int:
+    """The argument as a number of bytes, or a sentence."""
+    count = _whole(name, value)
+    if count <= 0:
+        raise ValueError(f"{name} must be positive; got {count}.")
+    return count
 
 
 def _prepared(function: str, q: Any, p: Any) -> tuple[Any, Any]:

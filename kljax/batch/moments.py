@@ -66,10 +66,21 @@ def sides(q: Any, p: Any) -> tuple[Side, Side]:
     with jax.enable_x64(True):
         q, p = (_as_vector(jax.tree.map(lambda x: x.astype(np.float64), x)) for x in (q, p))
         # The numbers being products of means, a far origin would cost their digits.
-        center = lax.stop_gradient(jnp.mean(p.loc, axis=0, keepdims=True))
+        center = _center(lax.stop_gradient(p.loc))
         q, p = (dataclasses.replace(x, loc=x.loc - center) for x in (q, p))
         of_q, of_p = (_dense_q, _dense_p) if dense else (_diagonal_q, _diagonal_p)
         return _lifted(of_q, q), _lifted(of_p, p)
+
+
+def _center(loc: Array) -> Array:
+    """The mean; of what is finite where one invalid row would take it from the others."""
+    mean = jnp.mean(loc, axis=0, keepdims=True)
+
+    def of_finite() -> Array:
+        some = jnp.mean(loc, axis=0, keepdims=True, where=jnp.isfinite(loc))
+        return jnp.where(jnp.isfinite(some), some, 0.0)
+
+    return lax.cond(jnp.all(jnp.isfinite(mean)), lambda: mean, of_finite)
 
 
 class Product(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
 from kljax import divergence
@@ -67,9 +68,11 @@ def _candidates(parameters: dict[str, Any], file: str, named: str | None) -> lis
     if not made:
         shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in parameters.items())
         names = " or ".join(family.__name__ for family in complete)
+        listed = any(isinstance(x, (Column, Stacked)) for x in parameters.values())
+        nested = "; write matrices as lists of lists" if listed else ""
         raise FileError(
             f"the shapes in {file!r} ({shapes}) are not those of a {names}, which has one axis "
-            "of distributions at most."
+            f"of distributions at most{nested}."
         )
     return made
 
@@ -120,7 +123,8 @@ def _record(family: type, parameters: dict[str, Any]) -> Any:
     fields = {f.name: f.metadata["event"] for f in dataclasses.fields(family)}
     sizes: dict[str, int] = {}
     values: dict[str, Any] = {}
-    for name, value in sorted(parameters.items(), key=lambda item: len(fields[item[0]])):
+    # Squares tell the sizes of what has other axes beside.
+    for name, value in sorted(parameters.items(), key=lambda item: len({*fields[item[0]]})):
         event = fields[name]
         value = _as_matrices(value, event, sizes)
         batch = len(value.shape) - len(event)
@@ -135,16 +139,14 @@ def _as_matrices(value: Any, event: tuple[str, ...], sizes: dict[str, int]) -> A
     """Rows of a table that hold a matrix as one long list."""
     if not isinstance(value, (Column, Stacked)) or len(value.shape) != 2 or len(event) < 2:
         return value
-    shape = [sizes.get(axis, 0) for axis in event]
-    product = 1
-    for size in shape:
-        product *= size or 1
-    if shape.count(0) == 1:
-        shape[shape.index(0)] = value.shape[1] // max(product, 1)
-    product = 1
-    for size in shape:
-        product *= size
-    return Matrices(value, tuple(shape)) if product == value.shape[1] else value
+    width = value.shape[1]
+    unknown = [axis for axis in event if axis not in sizes]
+    if len(set(unknown)) == 1:
+        known = math.prod(sizes.get(axis, 1) for axis in event)
+        size = round((width / max(known, 1)) ** (1 / len(unknown)))
+        sizes = {**sizes, unknown[0]: size}
+    shape = tuple(sizes.get(axis, 0) for axis in event)
+    return Matrices(value, shape) if math.prod(shape) == width else value
 
 
 def _batch_ranks(x: Any) -> set[int]:

@@ -54,8 +54,16 @@ class Partial:
     def exists(self) -> bool:
         return self.directory.exists()
 
+    def unbegun(self) -> bool:
+        """Whether a kill left the directory before it had a plan, hence nothing in it."""
+        if not self.directory.is_dir():
+            return False
+        return {file.name for file in self.directory.iterdir()} <= {"data", "assembled"}
+
     def begin(self) -> None:
         """Makes the directory and takes the room that the result needs."""
+        if self.unbegun():
+            self.remove()
         try:
             self.directory.mkdir()
         except OSError as reason:
@@ -103,6 +111,8 @@ class Partial:
             name = self.directory / f"journal-{self._process}"
             self._journal = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666)
             fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A line cut short by a kill would spoil the next one.
+            _write(self._journal, b"\n", None)
         except BlockingIOError:
             raise FileError(f"another run is writing {str(self.path)!r}.") from None
         except OSError as reason:
@@ -110,8 +120,6 @@ class Partial:
                 f"cannot go on with {str(self.directory)!r}: {reason.strerror or reason}."
             ) from None
         self.count()
-        # A line cut short by a kill would spoil the next one.
-        _write(self._journal, b"\n", None)
 
     def count(self) -> None:
         """Reads what all processes have finished."""

@@ -14,6 +14,13 @@ class FileError(ValueError):
     """What is wrong with a file, in one sentence."""
 
 
+def damage(name: str, reason: Exception) -> FileError:
+    """What a library says of what it cannot read, as a sentence that names it."""
+    what = "cannot be read" if isinstance(reason, NotImplementedError) else "is damaged"
+    said = " ".join(str(reason).split()).rstrip(".") or type(reason).__name__
+    return FileError(f"{name} {what}: {said}.")
+
+
 class Raw:
     """Rows that lie in a file one after the other."""
 
@@ -36,6 +43,11 @@ class Raw:
 
     def end(self) -> int:
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
+
+    def check_end(self, size: int, name: str) -> None:
+        """Says how much is missing of a file that is so long."""
+        if self.end() > size:
+            raise FileError(f"{name} is truncated: {self.end() - size:,} bytes are missing.")
 
 
 class Sequential:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -123,7 +123,8 @@ def evaluate(
         of all processes, in their order, are the whole.
 
     Raises:
-        TypeError: if an argument is no distribution or the pair has no closed form.
+        TypeError: if an argument is no distribution, the pair has no closed form,
+            chunk_bytes is no whole number or devices no sequence of devices.
         ValueError: if shapes do not fit together.
     """
     job = pairs(terms=terms)
@@ -154,6 +155,18 @@ def own_part(
     return start, stop
 
 
+def _local(devices: Any) -> list[Any]:
+    """The devices that are meant, or a sentence."""
+    if devices is None:
+        return list(jax.local_devices())
+    found = list(devices) if isinstance(devices, Iterable) else [None]
+    if not all(isinstance(x, jax.Device) for x in found):
+        raise TypeError(f"devices must be some of jax.local_devices(); got {devices!r}.")
+    if not found:
+        raise ValueError("devices is empty; give at least one, or None for all.")
+    return found
+
+
 class Source:
     """Two distributions whose fields are read block by block, and the program for a block.
 
@@ -171,15 +184,15 @@ class Source:
         devices: Sequence[Any] | None = None,
     ):
         divergence.closed_form("evaluate", q, p)
-        if chunk_bytes <= 0:
-            raise ValueError(f"chunk_bytes must be positive; got {chunk_bytes}.")
-        if devices is not None and not len(devices):
-            raise ValueError("devices is empty; give at least one, or None for all.")
+        chunk_bytes = matrix.byte_count("chunk_bytes", chunk_bytes)
         self._job = job
-        self._devices = list(jax.local_devices() if devices is None else devices)
+        self._devices = _local(devices)
         self._types = {"q": type(q), "p": type(p)}
         both = fields.fields_of("q", q, False) + fields.fields_of("p", p, not job.paired)
         self._fields = fields.split_somewhere(both)
+        if not any(f.event_bytes for f in self._fields):
+            # XLA (jaxlib 0.10.2) cannot map a program without numbers over several devices.
+            self._devices = self._devices[:1]
         self.length = fields.common_length(self._fields)
         self.block = self._block_of(chunk_bytes)
         self._program: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kljax.batch.rows import FileError, Sequential
+from kljax.batch.rows import FileError, Sequential, damage
 
 
 class Column(Sequential):
@@ -33,8 +34,12 @@ class Column(Sequential):
             first, group = first + rows, group + 1
         groups = list(range(group, file.num_row_groups))
         size = max(1, (1 << 20) // max(1, math.prod(self.shape[1:]) * self.dtype.itemsize))
-        batches = file.iter_batches(size, row_groups=groups, columns=[self.name])
-        return first, (self._values(batch.column(0)) for batch in batches)
+        return first, self._read(file, groups, size)
+
+    def _read(self, file: Any, groups: list[int], size: int) -> Iterator[np.ndarray]:
+        with _damaged(self.path):
+            for batch in file.iter_batches(size, row_groups=groups, columns=[self.name]):
+                yield self._values(batch.column(0))
 
     def _values(self, array: Any) -> np.ndarray:
         count = len(array)
@@ -96,41 +101,76 @@ def _parquet_file(path: Path) -> Any:
         raise FileError(f"{str(path)!r} is not a .parquet file or is truncated.") from None
 
 
+@contextlib.contextmanager
+def _damaged(path: Path) -> Iterator[None]:
+    """What pyarrow raises where a file is damaged inside, as a sentence that names it."""
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as reason:
+        if isinstance(reason, OSError) and reason.errno is not None:  # the disk's
+            raise
+        raise damage(repr(str(path)), reason) from None
+
+
 def _flatten(array: Any, name: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """All numbers of an array of lists of lists, and the lengths of the lists."""
     import pyarrow
 
     widths: list[int] = []
-    count = len(array)
     while True:
         if array.null_count:
             raise FileError(f"{name} has missing values.")
         if not hasattr(array.type, "value_type") or pyarrow.types.is_dictionary(array.type):
             break
+        widths.append(_width(array, name))
         array = array.flatten()
-        width = len(array) // max(count, 1)
-        if width * count != len(array):
-            raise FileError(f"{name} has lists of different length.")
-        widths.append(width)
-        count = len(array)
     if not pyarrow.types.is_primitive(array.type) or pyarrow.types.is_temporal(array.type):
         raise FileError(f"{name} has type {array.type}; parameters are real numbers.")
     return array.to_numpy(zero_copy_only=False), tuple(widths)
 
 
+def _width(array: Any, name: str) -> int:
+    """The length that all lists have."""
+    width = getattr(array.type, "list_size", None)
+    if width is not None:
+        return width
+    if not len(array):
+        raise FileError(
+            f"{name} has no list that shows how long they are; store lists of a fixed size."
+        )
+    lengths = array.value_lengths().to_numpy(zero_copy_only=False)
+    if np.any(lengths != lengths[0]):
+        raise FileError(f"{name} has lists of different length.")
+    return int(lengths[0])
+
+
 def parquet(path: Path) -> dict[str, Any]:
     file = _parquet_file(path)
     rows = file.metadata.num_rows
-    names = file.schema_arrow.names
     columns: dict[str, Any] = {}
-    first = next(file.iter_batches(1), None) if rows else None
-    for name in names:
+    with _damaged(path):
+        first = _first_row(file)
+    for name, values in first:
         column = Column(path, name, (rows,), np.dtype(np.float32))
-        if first is not None:
-            values, widths = _flatten(first.column(names.index(name)), str(column))
-            column.shape, column.dtype = (rows, *widths), values.dtype
+        if name in columns:
+            raise FileError(f"{column} is there twice; keep one of them.")
+        numbers, widths = _flatten(values, str(column))
+        column.shape, column.dtype = (rows, *widths), numbers.dtype
         columns[name] = column
     return _stacked(columns)
+
+
+def _first_row(file: Any) -> list[tuple[str, Any]]:
+    """Names and values of the first row, or of none where there is none."""
+    import pyarrow
+
+    schema = file.schema_arrow
+    batch = next(file.iter_batches(1), None) if file.metadata.num_rows else None
+    if batch is None:
+        return [(field.name, pyarrow.array([], field.type)) for field in schema]
+    return list(zip(schema.names, batch.columns, strict=True))
 
 
 def _stacked(columns: dict[str, Column]) -> dict[str, Any]:
@@ -140,7 +180,10 @@ def _stacked(columns: dict[str, Column]) -> dict[str, Any]:
     for name, column in columns.items():
         numbered = re.fullmatch(r"(.+?)_(\d+)", name)
         if numbered and len(column.shape) == 1:
-            groups.setdefault(numbered[1], {})[int(numbered[2])] = column
+            group = groups.setdefault(numbered[1], {})
+            other = group.setdefault(int(numbered[2]), column)
+            if other is not column:
+                raise FileError(f"{other} and {name!r} have one number; keep one of them.")
         else:
             found[name] = column
     for name, group in groups.items():
