@@ -43,12 +43,11 @@ def _chain(rng: np.random.Generator, *, tril: bool = False) -> dict[str, np.ndar
     }
 
 
-def _seen(rng: np.random.Generator, *, tril: bool = False) -> dict[str, np.ndarray]:
-    kind, of = ("scale_tril", np.linalg.cholesky) if tril else ("covariance", lambda x: x)
+def _seen(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return {
         "emission_matrix": rng.normal(size=(K, D)),
         "emission_offset": rng.normal(size=K),
-        f"emission_{kind}": of(_matrix(rng, K)),
+        "emission_covariance": _matrix(rng, K),
     }
 
 
@@ -89,14 +88,6 @@ MAKERS = {
     "observations": (
         kljax.LinearGaussianObservations,
         lambda rng: {**_chain(rng), **_seen(rng)},
-    ),
-    "joint by factors": (
-        kljax.LinearGaussianStateSpace,
-        lambda rng: {**_chain(rng, tril=True), **_seen(rng, tril=True)},
-    ),
-    "observations by factors": (
-        kljax.LinearGaussianObservations,
-        lambda rng: {**_chain(rng, tril=True), **_seen(rng, tril=True)},
     ),
     "posterior": (
         kljax.LinearGaussianPosterior,

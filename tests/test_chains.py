@@ -409,22 +409,18 @@ def test_sizes_that_do_not_fit():
 # ---- factors --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "kind", ["chain by factors", "joint by factors", "observations by factors"]
-)
-def test_no_gradient_above_the_diagonal_of_a_factor(kind):
+def test_no_gradient_above_the_diagonal_of_a_factor():
     """A step along it would make the factor invalid."""
-    q, p = (draw(kind, name, dtype=np.float32) for name in "qp")
+    q, p = (draw("chain by factors", name, dtype=np.float32) for name in "qp")
 
     def uses(q: Any, p: Any) -> Any:
         drawn = jnp.sum(kljax.sample(q, jax.random.key(0)) ** 2)
-        moments = jnp.sum(kljax.variance(q)) + jnp.sum(kljax.covariance(q) ** 2)
-        return kljax.kl_divergence(q, p) + kljax.entropy(p) + drawn + moments
+        return kljax.kl_divergence(q, p) + drawn + jnp.sum(kljax.covariance(q) ** 2)
 
     for gradient in jax.jit(jax.grad(uses, (0, 1)))(q, p):
-        factors = [v for k, v in vars(gradient).items() if k.endswith("tril") and v is not None]
-        assert len(factors) >= 2
-        assert all(np.any(x) and not np.any(np.triu(x, 1)) for x in map(np.asarray, factors))
+        for factor in (gradient.initial_scale_tril, gradient.transition_scale_tril):
+            assert np.any(factor)
+            assert not np.any(np.triu(factor, 1))
 
 
 @pytest.mark.parametrize("family", ["LinearGaussianObservations", "LinearGaussianPosterior"])
