@@ -54,9 +54,9 @@ def _each(function: Callable[..., Any], *x: Any) -> Any:
     return jax.tree.map(function, *x)
 
 
-def _exactly(x: Any) -> Any:
-    """Numbers, structures and chains as given, without derivatives, in pairs."""
-    return jax.tree.map(lambda a: doubled.exactly(lax.stop_gradient(a)), x)
+def _exactly(x: Array) -> Doubled:
+    """As given, without derivatives."""
+    return doubled.exactly(lax.stop_gradient(x))
 
 
 def _with_low_parts(high: Law, exact: Law) -> Law:
