@@ -78,7 +78,7 @@ def block_diagonal(n: int, b: int = 8) -> Callable[[], Any]:
 
 
 PROGRAMS = {
-    "low rank, r = 10": Growth("d", [2**i for i in (8, 11, 12, 13, 14)], low_rank),
+    "low rank, r = 10": Growth("d", [2**i for i in (8, 13, 14, 15, 16)], low_rank),
     "block-diagonal, b = 8": Growth("n", [2**i for i in (7, 10, 11, 12, 13)], block_diagonal),
 } | {name: Growth(*row) for name, row in chain_programs.PROGRAMS.items()}
 
