@@ -238,6 +238,14 @@ def test_low_rank_near_equal_and_described_in_another_way():
     assert np.all(kl[-2:] <= 2.0**-24), kl[-2:]
 
 
+def test_a_diagonal_and_factors_that_span_the_whole_space():
+    """There nothing is left outside of the span, not even rounding."""
+    one = np.ones(1, np.float32)
+    q = _low_rank((0 * one, 3 * one[:, None], one), (0 * one, 0 * one[:, None], 10 * one))
+    p = _low_rank((0 * one, 0 * one[:, None], 10 * one), (0 * one, 3 * one[:, None], one))
+    assert np.all(np.abs(kljax.kl_divergence(q, p)) < 1e-13)
+
+
 def test_a_batch_asks_once_whether_a_pair_needs_the_basis():
     """Under two `vmap`s the costly branch is still one that may be left out."""
     rng = rng_for("asked once")
