@@ -196,7 +196,8 @@ def check(*distributions: Any) -> None:
         if not _record.is_record(x):
             raise TypeError(f"check needs distributions; got {_record.describe(x)}.")
         _record.check_values(x)
-        # What no parameter says alone: an entropy exists only of a distribution.
+        # What no parameter says alone, a family says in `together`; there is an entropy only
+        # where it holds.
         requirement = getattr(type(x), "together", None)
         if requirement is not None:
             sentence = f"{type(x).__name__} must {requirement}"

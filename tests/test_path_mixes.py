@@ -113,7 +113,7 @@ def test_near_pairs_keep_their_digits_and_gradients(kind):
         at = jax.tree.map(lambda x, v: np.asarray(x, np.float64) + step * v, q, direction)
         return _textbook(at, p)["total"]
 
-    # At this distance the value is a parabola: a central difference has no error but its own.
+    # So near, the value is almost a parabola, of which a central difference is the slope.
     step = 1e-3
     slope = (moved(step) - moved(-step)) / (2 * step)
     products = jax.tree.map(lambda g, v: np.sum(np.asarray(g, np.float64) * v), by_q, direction)

@@ -37,6 +37,7 @@ class BlockTridiagonalNormal:
     )
     precision_lower_blocks: Parameter = param("T-1 d d", default=None)
 
+    # Read by `check`.
     together = "have blocks that form a positive definite precision matrix"
 
 
