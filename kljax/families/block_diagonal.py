@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution
+from kljax import distribution, doubled
 from kljax._record import Parameter, param, record
 from kljax.divergence import closed_form, register_kl
 from kljax.doubled import Doubled
@@ -146,7 +146,7 @@ def _matrix(blocks: Array) -> Array:
 
 def _dense(x: BlockDiagonalNormal) -> DenseGaussian:
     blocks = jax.vmap(dense_full)(split(x)).covariance
-    return DenseGaussian(x.loc, Doubled(_matrix(blocks.high), _matrix(blocks.low)))
+    return DenseGaussian(doubled.exactly(x.loc), Doubled(*map(_matrix, blocks)))
 
 
 register_dense(BlockDiagonalNormal, _dense)

@@ -250,11 +250,11 @@ def _from_eigenvalues(eigenvalues: Array, size: int) -> Doubled:
 
 def _dense(x: CirculantNormal) -> DenseGaussian:
     if x.covariance_rfft is None:
-        return DenseGaussian(x.loc, dense.exactly(_covariance(x)))
+        return DenseGaussian(doubled.exactly(x.loc), dense.exactly(_covariance(x)))
     size = len(x.loc)
     exact = _from_eigenvalues(lax.stop_gradient(_eigenvalues(x)), size)
     exact = Doubled(*(_matrix(part[:, 0]) for part in exact))
-    return DenseGaussian(x.loc, dense.with_low_part(_covariance(x), exact))
+    return DenseGaussian(doubled.exactly(x.loc), dense.with_low_part(_covariance(x), exact))
 
 
 register_dense(CirculantNormal, _dense)

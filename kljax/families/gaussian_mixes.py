@@ -32,25 +32,18 @@ COST = "O(d^3), dense"
 
 
 class DenseGaussian(NamedTuple):
-    """One event: its mean, and its covariance matrix known to twice the digits.
+    """One event: its mean and its covariance matrix, both known to twice the digits.
 
     Attributes:
-        loc: shape of an event; a mean that is computed is known to twice the digits as well.
+        loc: shape of an event; a mean that is given has no low part (`doubled.exactly`).
         covariance: of the event read row by row.
     """
-
-    loc: Array | Doubled
-    covariance: Doubled
-
-
-class _Law(NamedTuple):
-    """A dense Gaussian whose mean is known to twice the digits, too."""
 
     loc: Doubled
     covariance: Doubled
 
 
-_DENSE: dict[type, Callable[[Any], _Law]] = {}
+_DENSE: dict[type, Callable[[Any], DenseGaussian]] = {}
 
 
 def register_dense(family: type, rule: Callable[[Any], DenseGaussian]) -> None:
@@ -63,13 +56,7 @@ def register_dense(family: type, rule: Callable[[Any], DenseGaussian]) -> None:
             `high` is differentiable and whose `low` has no derivative (`dense.exactly`,
             `outer`, `diagonal`, `add`, `kron`, `covariance` and `inverse` make them).
     """
-
-    def to_twice_the_digits(x: Any) -> _Law:
-        loc, covariance = rule(x)
-        loc = loc if isinstance(loc, Doubled) else doubled.exactly(loc)
-        return _Law(loc, covariance)
-
-    _DENSE[family] = to_twice_the_digits
+    _DENSE[family] = rule
     known = {(form.q, form.p) for form in closed_forms()}
     for other in _DENSE:
         for q, p in ((family, other), (other, family)):
@@ -78,7 +65,7 @@ def register_dense(family: type, rule: Callable[[Any], DenseGaussian]) -> None:
                 known.add((q, p))
 
 
-def _pair(q: Any, p: Any) -> tuple[_Law, _Law]:
+def _pair(q: Any, p: Any) -> tuple[DenseGaussian, DenseGaussian]:
     left, right = _DENSE[type(q)](q), _DENSE[type(p)](p)
     shapes = left.loc.high.shape, right.loc.high.shape
     if len(shapes[0]) == len(shapes[1]):
@@ -94,7 +81,7 @@ def _pair(q: Any, p: Any) -> tuple[_Law, _Law]:
     return left, right
 
 
-def _groups(q: _Law, p: _Law) -> tuple[Array, Array]:
+def _groups(q: DenseGaussian, p: DenseGaussian) -> tuple[Array, Array]:
     dispersion = dense.dispersion(q.covariance, p.covariance)
     high, low = (a.ravel() - b.ravel() for a, b in zip(q.loc, p.loc, strict=True))
     return dispersion, dense.location(high + low, p.covariance)
@@ -133,12 +120,12 @@ def diagonal_structure(x: MultivariateNormalDiag) -> Diagonal:
 
 def dense_diagonal(x: MultivariateNormalDiag) -> DenseGaussian:
     """A diagonal Gaussian with its covariance as a matrix."""
-    return DenseGaussian(x.loc, dense.diagonal(diagonal_structure(x)))
+    return DenseGaussian(doubled.exactly(x.loc), dense.diagonal(diagonal_structure(x)))
 
 
 def dense_full(x: MultivariateNormal) -> DenseGaussian:
     """A multivariate normal with its covariance to twice the digits."""
-    return DenseGaussian(x.loc, dense.covariance(gaussian._structure(x)))
+    return DenseGaussian(doubled.exactly(x.loc), dense.covariance(gaussian._structure(x)))
 
 
 register_dense(MultivariateNormalDiag, dense_diagonal)

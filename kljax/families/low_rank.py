@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import distribution, lowrank
+from kljax import distribution, doubled, lowrank
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families.gaussian import GaussianTerms, MultivariateNormalDiag
@@ -119,5 +119,6 @@ for _q, _p in (
     register_kl(_q, _p, terms=_terms, cost="O(d r^2)")(_kl)
 register_as_diagonal(LowRankMultivariateNormal, "O(d r^2)")
 register_dense(
-    LowRankMultivariateNormal, lambda x: DenseGaussian(x.loc, lowrank.to_dense(low_rank(x)))
+    LowRankMultivariateNormal,
+    lambda x: DenseGaussian(doubled.exactly(x.loc), lowrank.to_dense(low_rank(x))),
 )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import dense, distribution, kronecker, linalg, special
+from kljax import dense, distribution, doubled, kronecker, linalg, special
 from kljax._record import Parameter, param, record
 from kljax.divergence import register_kl
 from kljax.families.gaussian import GaussianTerms
@@ -149,7 +149,8 @@ register_kl(
 
 
 def _dense(x: MatrixNormal) -> DenseGaussian:
-    return DenseGaussian(x.loc, dense.kron(*map(dense.covariance, _structures(x))))
+    covariance = dense.kron(*map(dense.covariance, _structures(x)))
+    return DenseGaussian(doubled.exactly(x.loc), covariance)
 
 
 register_dense(MatrixNormal, _dense)
