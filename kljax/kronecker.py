@@ -135,7 +135,7 @@ def _scaled_quotient(q: Factored, p: Factored, a: Array, b: Array) -> Quotient:
             gap = _difference(a, jnp.tril(q.factor), b, jnp.tril(p.factor))
             on = linalg.diagonal(gap) / (b * linalg.diagonal(p.factor))
             near = jnp.abs(on) < 0.5
-            far = relative.log_diagonal(q, p) + special.log(a / b)
+            far = matrices.log_diagonal(q, p) + special.log(a / b)
             log_diagonal = jnp.where(near, special.log1p(jnp.where(near, on, 0)), far)
             return Quotient(linalg.strict_lower(p.whiten(gap) / b), log_diagonal)
         case (Covariance(), Covariance()):
@@ -143,7 +143,7 @@ def _scaled_quotient(q: Factored, p: Factored, a: Array, b: Array) -> Quotient:
             s = linalg.whiten_both(p.factor, gap) / b
             root = jnp.sqrt(a / b)
             divided = p.whiten(q.factor) * root
-            on = relative.log_diagonal(q, p) + special.log(root)
+            on = matrices.log_diagonal(q, p) + special.log(root)
             return relative.from_relative_covariance(s, divided, on)
         case _:
             return matrices.quotient(q, p)

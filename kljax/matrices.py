@@ -130,12 +130,12 @@ def _quotient(q: Factored, p: Factored) -> Quotient:
     match q.structure, p.structure:
         case (ScaleTril(), ScaleTril()):
             below = p.whiten(jnp.tril(q.factor - p.factor))
-            return Quotient(linalg.strict_lower(below), _log_diagonal(q, p))
+            return Quotient(linalg.strict_lower(below), log_diagonal(q, p))
         case (ScaleTril(), Diagonal()):
             below = p.whiten(q.factor)
-            return Quotient(linalg.strict_lower(below), _log_diagonal(q, p))
+            return Quotient(linalg.strict_lower(below), log_diagonal(q, p))
         case (Diagonal(), ScaleTril()):
-            on = _log_diagonal(q, p)
+            on = log_diagonal(q, p)
             gap = jnp.diag(linalg.diagonal(p.factor) * special.expm1(on))
             below = p.whiten(gap - linalg.strict_lower(p.factor))
             return Quotient(linalg.strict_lower(below), on)
@@ -148,7 +148,7 @@ def _quotient(q: Factored, p: Factored) -> Quotient:
             return _from_relative_covariance(q, p)
 
 
-def _log_diagonal(q: Factored, p: Factored) -> Array:
+def log_diagonal(q: Factored, p: Factored) -> Array:
     """Log of the quotient of the diagonals of C_q and C_p."""
     on_q, on_p = (_as_diagonal(x) for x in (q, p))
     return 0.5 * coordinates.log_variance_ratio(on_q, on_p)
@@ -173,7 +173,7 @@ def _from_relative_covariance(q: Factored, p: Factored) -> Quotient:
     divided = p.whiten(q.structure.dense_factor(q.factor))
     return Quotient(
         linalg.strict_lower(jnp.where(near, deviation, divided)),
-        jnp.where(near, special.log1p(linalg.diagonal(deviation)), _log_diagonal(q, p)),
+        jnp.where(near, special.log1p(linalg.diagonal(deviation)), log_diagonal(q, p)),
     )
 
 

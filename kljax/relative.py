@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from kljax import linalg, special
+from kljax import linalg, matrices, special
 from kljax.matrices import Factored, Quotient
 
 
@@ -19,7 +19,7 @@ from kljax.matrices import Factored, Quotient
 def quotient(q: Factored, p: Factored, difference: Array) -> Quotient:
     """M of two structures whose factor is C, with S_q - S_p given."""
     s = linalg.whiten_both(p.factor, difference)
-    return from_relative_covariance(s, p.whiten(q.factor), log_diagonal(q, p))
+    return from_relative_covariance(s, p.whiten(q.factor), matrices.log_diagonal(q, p))
 
 
 @quotient.defjvp
@@ -39,12 +39,6 @@ def from_relative_covariance(s: Array, divided: Array, log_diagonal: Array) -> Q
         linalg.strict_lower(jnp.where(near, deviation, divided)),
         jnp.where(near, on, log_diagonal),
     )
-
-
-def log_diagonal(q: Factored, p: Factored) -> Array:
-    """The logarithm of the quotient of both diagonals."""
-    of_q, of_p = (special.log(x.structure.factor_diagonal(x.factor)) for x in (q, p))
-    return of_q - of_p
 
 
 def change(m: Quotient, q: Factored, p: Factored, dq: Factored, dp: Factored) -> Quotient:

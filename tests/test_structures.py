@@ -459,3 +459,37 @@ def test_a_dense_mix_is_seen_by_the_walk():
     p = to_dtype(draw(kljax.BlockDiagonalNormal, rng_for("seen"), d=64))
     closed = jax.make_jaxpr(kljax.kl_divergence)(q, p)
     assert max(np.prod(aval.shape) for aval in _arrays(closed.jaxpr)) >= 64 * 64
+
+
+@pytest.mark.parametrize(
+    ("shift", "variance", "truth"), [(1e-20, 1e-30, 2e-10), (3e19, 1e36, 1800.0)]
+)
+def test_circulant_means_of_any_size_are_compared(shift, variance, truth):
+    def circulant(loc):
+        return kljax.CirculantNormal(
+            jnp.full(4, loc, jnp.float32), covariance_rfft=jnp.full(3, variance, jnp.float32)
+        )
+
+    value, gradient = jax.value_and_grad(kljax.kl_divergence)(circulant(shift), circulant(0.0))
+    np.testing.assert_allclose(value, truth, rtol=1e-6)
+    np.testing.assert_allclose(gradient.loc, np.full(4, 0.5 * truth / shift), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-18, 1e-6, 1e6, 1e18])
+def test_variances_far_from_one_lose_no_digits(size):
+    """The logarithm of their quotient is not a difference of logarithms."""
+
+    def matrix(variance):
+        one = np.ones((1, 1), np.float32)
+        return kljax.MatrixNormal(0 * one, variance * one, one)
+
+    def chain(variance):
+        zero = np.zeros((1, 1), np.float32)
+        precision = np.full((1, 1, 1), 1 / variance, np.float32)
+        return kljax.BlockTridiagonalNormal(zero, precision, np.zeros((0, 1, 1), np.float32))
+
+    ratio = 1.5
+    truth = 0.5 * (ratio - 1 - np.log(ratio))
+    for family in (matrix, chain):
+        value = kljax.kl_divergence(family(ratio * size), family(size))
+        np.testing.assert_allclose(value, truth, rtol=30 * 2.0**-24)

@@ -90,12 +90,6 @@ def _total(x: CirculantNormal, per_frequency: Array) -> Array:
     return jnp.sum(_counts(len(x.loc)).astype(per_frequency.dtype) * per_frequency)
 
 
-def _power(x: CirculantNormal, delta: Array) -> Array:
-    """|F(delta)|^2 / n of each frequency, of a real delta."""
-    transformed = jnp.fft.rfft(delta) / math.sqrt(len(x.loc))
-    return transformed.real**2 + transformed.imag**2
-
-
 def _dispersion(q: CirculantNormal, p: CirculantNormal) -> Array:
     of_q, of_p = _eigenvalues(q), _eigenvalues(p)
     if q.covariance_rfft is None and p.covariance_rfft is None:
@@ -124,7 +118,11 @@ def _gap_jvp(primals, tangents):
 
 
 def _location(p: CirculantNormal, delta: Array) -> Array:
-    return 0.5 * _total(p, special.divide(_power(p, delta), _eigenvalues(p)))
+    """Each frequency by itself, divided before it is squared."""
+    x = jnp.fft.rfft(delta) / math.sqrt(len(p.loc))
+    variance = Variance(_eigenvalues(p))
+    real, imaginary = (coordinates.location(part, variance) for part in (x.real, x.imag))
+    return _total(p, real + imaginary)
 
 
 def _kl(q: CirculantNormal, p: CirculantNormal) -> Array:

@@ -5,8 +5,8 @@
 In each round every program is timed once: kljax, the textbook formula in jax.numpy, and parts
 that no formula can do without. For diagonal Gaussians: adding up the inputs over coordinates,
 or the exponentials, with gradient also outputs that read what their formulas need. For low
-rank: the three products W^T D^-1 W of the factors, with gradient also four of them with factors.
-For all pairs: a product, of matrices their inverses and squares too.
+rank: the three products W^T D^-1 W of the factors, with gradient also four of those with
+factors. For all pairs: a product, of matrices their inverses and squares too.
 """
 
 from __future__ import annotations
