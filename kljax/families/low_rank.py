@@ -34,7 +34,8 @@ class LowRankMultivariateNormal:
     truth (u = 2^-24 in float32, C = I + W^T D^-1 W the capacitance matrix), near and far,
     never negative, and 0 at q = p however large the factor is. Near pairs keep their digits
     if they are described alike: not where columns are exchanged, or stand for a part of the
-    diagonal, in one of them.
+    diagonal, in one of them. Columns that depend on each other give nan where W W^T / D is
+    above 1e7 (in float32; `precision="high"` goes further).
 
     Attributes:
         loc: mean, shape (..., d).
