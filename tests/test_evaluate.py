@@ -207,6 +207,16 @@ def test_every_format_is_read_in_slices(kind, tmp_path, monkeypatch):
             assert got.dtype == value.dtype
 
 
+@pytest.mark.parametrize("kind", ["npz", "directory", "safetensors", "parquet"])
+def test_one_pair_from_every_format(kind, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    q, p = write(kind, "q", diagonal(0, 1)), write(kind, "p", diagonal(1, 1))
+    status, _, err = run(capsys, q, p, "--output", "out.npy")
+    assert status == 0, err
+    expected = kljax.kl_divergence(as_record(diagonal(0, 1)), as_record(diagonal(1, 1)))
+    np.testing.assert_allclose(np.load("out.npy"), expected, rtol=1e-6)
+
+
 def test_either_byte_order_and_a_single_pair(data, capsys):
     np.savez("big.npz", **{name: x.astype(">f4") for name, x in diagonal(0).items()})
     assert run(capsys, "big.npz", "p.npz", "--output", "big.npy")[0] == 0

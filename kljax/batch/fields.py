@@ -98,7 +98,7 @@ def split_somewhere(fields: list[Field]) -> list[Field]:
     if any(f.split for f in fields):
         return fields
     first = fields[0]
-    value = np.asarray(first.value).reshape(1, *first.event_shape)
+    value = first.read_all().reshape(1, *first.event_shape)
     return [dataclasses.replace(first, value=value, split=True), *fields[1:]]
 
 
